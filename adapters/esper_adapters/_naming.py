@@ -1,0 +1,43 @@
+"""What both faces say alike."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from esper_functional import Event, EventKind, SeedIndexError
+
+
+def find_row(name: str, names: Sequence[str]) -> int:
+    """The row of a layer in the seed state.
+
+    Raises:
+        SeedIndexError: for a name that no layer has, with the nearest ones.
+    """
+    if name in names:
+        return list(names).index(name)
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f"; the nearest are {near}" if near else ""
+    raise SeedIndexError(f"no wrapped layer is called {name!r}: there are {list(names)}{hint}")
+
+
+def nothing_matched(targets: Iterable[type], present: Iterable[str]) -> SeedIndexError:
+    """The error for target types of which the host has no layer."""
+    wanted = ", ".join(t.__name__ for t in targets)
+    return SeedIndexError(
+        f"wrap: the model has no layer of type {wanted}; it is made of"
+        f" {', '.join(sorted(set(present)))}. Name one of these in `target_layers`."
+    )
+
+
+def first_alpha(confidence: float) -> float:
+    """The alpha of a freshly loaded kernel that is not ramped: min(0.6·confidence, 0.5)."""
+    return min(0.6 * confidence, 0.5)
+
+
+def load_events(
+    step: int, layer: int, seed: int, slot: int, kernel_id: str, alpha: float
+) -> tuple[Event, Event]:
+    """The two events of a kernel that was at hand when it was asked for."""
+    return (
+        Event(step, layer, seed, EventKind.LOAD, kernel_id, float(slot)),
+        Event(step, layer, seed, EventKind.ACTIVATE, kernel_id, alpha),
+    )

@@ -1,0 +1,36 @@
+"""PyTorch modules with seeds: the semantics of the core, registered, movable, trainable."""
+
+import logging
+import os
+
+import torch
+
+# One card for both frameworks: jax takes three quarters of it at its first use
+# unless told otherwise, so this must be said before jax is imported.
+if torch.cuda.is_available() and "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ:
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    logging.getLogger("esper").warning(
+        "torch is in the process: jax will not preallocate device memory; set"
+        " XLA_PYTHON_CLIENT_PREALLOCATE yourself to decide otherwise"
+    )
+
+from esper_adapters.pytorch._kernel import GraftedKernel, TorchKernel
+from esper_adapters.pytorch._layer import (
+    KasminaLayer,
+    SeedTable,
+    absorb_faults,
+    advance_layers,
+)
+from esper_adapters.pytorch._wrap import MorphableModel, unwrap, wrap
+
+__all__ = [
+    "GraftedKernel",
+    "KasminaLayer",
+    "MorphableModel",
+    "SeedTable",
+    "TorchKernel",
+    "absorb_faults",
+    "advance_layers",
+    "unwrap",
+    "wrap",
+]

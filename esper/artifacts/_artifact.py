@@ -1,0 +1,134 @@
+"""A kernel artifact: one file, whose only identity is the SHA-256 of its bytes.
+
+Members: `manifest.json`, `blueprint.json`, `params.safetensors`,
+`program.stablehlo` and `program.torchscript`. Nothing is ever unpickled, and no
+program runs before it was scanned.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Literal
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from esper.artifacts._archive import read_archive, write_archive
+from esper.contracts import KernelSignature, Manifest, TensorSpec
+from esper.errors import ArtifactError
+
+MAX_BYTES = 1 << 30
+"""Largest content of an artifact that is read."""
+
+_BLUEPRINT = "blueprint.json"
+_PARAMS = "params.safetensors"
+_STABLEHLO = "program.stablehlo"
+_TORCHSCRIPT = "program.torchscript"
+_MANIFEST = "manifest.json"
+_CONTENT = (_BLUEPRINT, _PARAMS, _STABLEHLO, _TORCHSCRIPT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """An artifact whose bytes agree with its manifest. Its programs are not yet trusted."""
+
+    kernel_id: str
+    """SHA-256 of the file."""
+    data: bytes
+    manifest: Manifest
+    params: dict[str, np.ndarray]
+    blueprint: bytes
+    stablehlo: bytes
+    torchscript: bytes
+
+
+def write_artifact(
+    *,
+    blueprint_name: str,
+    blueprint: bytes,
+    signature: KernelSignature,
+    sizes: dict[str, int],
+    birth: Literal["zero", "free"],
+    confidence: float,
+    init_seed: int,
+    params: dict[str, np.ndarray],
+    stablehlo: bytes,
+    torchscript: bytes,
+    versions: dict[str, str],
+) -> Artifact:
+    """Put the parts of an artifact together; equal parts give equal bytes."""
+    content = {
+        _BLUEPRINT: blueprint,
+        _PARAMS: save_safetensors(params),
+        _STABLEHLO: stablehlo,
+        _TORCHSCRIPT: torchscript,
+    }
+    manifest = Manifest(
+        blueprint=blueprint_name,
+        signature=signature,
+        sizes=sizes,
+        birth=birth,
+        confidence=confidence,
+        init_seed=init_seed,
+        parameters=tuple(
+            TensorSpec(name=n, shape=tuple(p.shape), dtype=p.dtype.name) for n, p in params.items()
+        ),
+        digests={name: hashlib.sha256(data).hexdigest() for name, data in content.items()},
+        versions=versions,
+    )
+    text = json.dumps(manifest.model_dump(mode="json"), sort_keys=True, indent=1).encode()
+    return read_artifact(write_archive({**content, _MANIFEST: text}))
+
+
+def read_artifact(data: bytes, expected_id: str | None = None) -> Artifact:
+    """Read an artifact and check that it is what it says; runs nothing.
+
+    Args:
+        expected_id: the id under which it was asked for.
+
+    Raises:
+        ArtifactError: for other bytes than those of `expected_id`, a member that is missing,
+            unexpected or not as the manifest says, or a manifest that is not valid.
+    """
+    kernel_id = hashlib.sha256(data).hexdigest()
+    name = f"kernel {(expected_id or kernel_id)[:12]}"
+    if expected_id is not None and kernel_id != expected_id:
+        raise ArtifactError(
+            f"{name} is damaged: its bytes have the SHA-256 {kernel_id}, expected {expected_id}."
+            " Remove it and compile or fetch it again."
+        )
+    try:
+        members = read_archive(data, max_bytes=MAX_BYTES)
+        if set(members) != {*_CONTENT, _MANIFEST}:
+            raise ValueError(f"it has the members {sorted(members)}")
+        manifest = Manifest.model_validate_json(members[_MANIFEST])
+        params = load_safetensors(members[_PARAMS])
+    except (ValueError, ValidationError, SafetensorError) as error:
+        raise ArtifactError(f"{name} is not a kernel artifact: {error}") from error
+    for member in _CONTENT:
+        found = hashlib.sha256(members[member]).hexdigest()
+        if manifest.digests.get(member) != found:
+            raise ArtifactError(
+                f"{name} contradicts its manifest: {member} has the SHA-256 {found}, the manifest"
+                f" says {manifest.digests.get(member)}"
+            )
+    declared = {p.name: (p.shape, p.dtype) for p in manifest.parameters}
+    held = {n: (tuple(p.shape), p.dtype.name) for n, p in params.items()}
+    if declared != held:
+        raise ArtifactError(
+            f"{name} contradicts its manifest: it holds the parameters {held}, the manifest says"
+            f" {declared}"
+        )
+    return Artifact(
+        kernel_id=kernel_id,
+        data=data,
+        manifest=manifest,
+        # In the order of the TorchScript arguments, which safetensors does not keep.
+        params={p.name: params[p.name] for p in manifest.parameters},
+        blueprint=members[_BLUEPRINT],
+        stablehlo=members[_STABLEHLO],
+        torchscript=members[_TORCHSCRIPT],
+    )

@@ -1,0 +1,110 @@
+"""StableHLO programs: made reproducible, and scanned before they run.
+
+Deserialising runs nothing, but a crafted custom call can corrupt the process
+when the program runs, so every operation must be on a list.
+"""
+
+import dataclasses
+from typing import Any
+
+from jax import export
+from jax.interpreters import mlir
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
+from jaxlib.mlir.passmanager import PassManager
+
+from esper.errors import ArtifactError
+
+ALLOWED_CUSTOM_CALLS = {"shape_assertion"}
+MAX_RESULT_BYTES = 1 << 31
+"""Largest static result of one operation (a symbolic batch counts as 1)."""
+
+ALLOWED_OPS = {
+    "builtin.module", "func.func", "func.call", "func.return",
+    *(
+        f"stablehlo.{name}"
+        for name in (
+            "abs", "add", "and", "broadcast_in_dim", "case", "clamp", "compare", "concatenate",
+            "constant", "convert", "custom_call", "divide", "dot_general",
+            "dynamic_broadcast_in_dim", "dynamic_iota", "dynamic_reshape", "exponential",
+            "exponential_minus_one",
+            "get_dimension_size", "iota", "log", "log_plus_one", "logistic", "maximum", "minimum",
+            "multiply", "negate", "not", "or", "power", "reduce", "remainder", "reshape", "return",
+            "rsqrt", "select", "sign", "slice", "sqrt", "subtract", "tanh", "transpose",
+        )
+    ),
+    *(f"chlo.{name}" for name in ("erf", "erfc", "broadcast_add", "erf_inv")),
+}  # fmt: skip
+
+
+def _without_locations(exported: export.Exported) -> export.Exported:
+    with mlir.make_ir_context():
+        module = ir.Module.parse(exported.mlir_module())
+        PassManager.parse("builtin.module(strip-debuginfo)").run(module.operation)
+        program = stablehlo.serialize_portable_artifact(module, stablehlo.get_current_version())
+    return dataclasses.replace(exported, mlir_module_serialized=program)
+
+
+def serialise(exported: export.Exported) -> bytes:
+    """The program and its VJP (order 1), without source locations.
+
+    jax.export records where the exporting code lies; without that the bytes
+    depend on the program alone.
+    """
+    pull_back = _without_locations(exported.vjp())
+    return bytes(
+        dataclasses.replace(_without_locations(exported), _get_vjp=lambda _: pull_back).serialize(
+            vjp_order=1
+        )
+    )
+
+
+def _scan_module(text: str) -> None:
+    def visit(op: Any) -> ir.WalkResult:
+        if op.name not in ALLOWED_OPS:
+            raise ArtifactError(
+                f"its StableHLO uses {op.name}, which is not on the list of allowed operations"
+            )
+        if op.name == "stablehlo.custom_call":
+            target = ir.StringAttr(op.attributes["call_target_name"]).value
+            if target not in ALLOWED_CUSTOM_CALLS:
+                raise ArtifactError(
+                    f"its StableHLO calls the custom target {target!r}, which is not allowed"
+                )
+        for result in op.results:
+            if isinstance(result.type, ir.RankedTensorType) or "tensor<" in str(result.type):
+                shaped = ir.ShapedType(result.type)
+                size = 8
+                for axis in range(shaped.rank):
+                    size *= 1 if shaped.is_dynamic_dim(axis) else shaped.get_dim_size(axis)
+                if size > MAX_RESULT_BYTES:
+                    raise ArtifactError(
+                        f"its StableHLO makes a tensor {result.type}, larger than"
+                        f" {MAX_RESULT_BYTES} bytes"
+                    )
+        return ir.WalkResult.ADVANCE
+
+    with mlir.make_ir_context():
+        ir.Module.parse(text).operation.walk(visit)
+
+
+def load(program: bytes) -> export.Exported:
+    """Read a program and refuse one that could do anything but compute.
+
+    Raises:
+        ArtifactError: saying what was found.
+    """
+    try:
+        exported = export.deserialize(bytearray(program))
+        modules = [exported.mlir_module()]
+        if exported.has_vjp():
+            modules.append(exported.vjp().mlir_module())
+    except ArtifactError:
+        raise
+    except Exception as error:  # flatbuffers and MLIR raise whatever the bytes lead them to
+        raise ArtifactError(
+            f"its StableHLO cannot be read ({type(error).__name__}: {error})"
+        ) from error
+    for text in modules:
+        _scan_module(text)
+    return exported

@@ -1,0 +1,51 @@
+"""The errors of the platform, and what a command exits with.
+
+KasminaException               (from the core, with its own subclasses)
+└── EsperError                 exit 1: the work failed
+    ├── ArtifactError          an artifact is damaged, lies, or is refused
+    ├── KernelCompilationError the two programs of a blueprint disagree, or it breaks its claim
+    ├── LibraryError           the library cannot be read or written
+    ├── LedgerError            the record of a run is damaged
+    ├── CheckpointError        a checkpoint is damaged or missing
+    └── InputError             exit 2: what was asked for is not valid
+        ├── BlueprintError     a blueprint is unknown, malformed or does not fit
+        └── RunFolderError     the output folder cannot be used as asked
+"""
+
+from esper_functional import KasminaException
+
+
+class EsperError(KasminaException):
+    """Something the platform was doing failed; commands exit 1."""
+
+
+class ArtifactError(EsperError):
+    """A kernel artifact is damaged, contradicts its manifest, or holds what is not allowed."""
+
+
+class KernelCompilationError(EsperError):
+    """A blueprint did not become an artifact: its programs disagree or its claim is false."""
+
+
+class LibraryError(EsperError):
+    """The library's folder or database cannot be used."""
+
+
+class LedgerError(EsperError):
+    """A run's ledger is damaged or contradicts the run."""
+
+
+class CheckpointError(EsperError):
+    """A run's checkpoint is damaged or missing."""
+
+
+class InputError(EsperError):
+    """What the user asked for is not valid; commands exit 2."""
+
+
+class BlueprintError(InputError):
+    """A blueprint is unknown, malformed, or does not fit the signature."""
+
+
+class RunFolderError(InputError):
+    """The output folder holds something else, or cannot be written."""

@@ -1,0 +1,23 @@
+"""Tezzeret, the compiler: blueprints in, artifacts out."""
+
+from esper.tezzeret._blueprint import (
+    BlueprintIR,
+    Graph,
+    Node,
+    blueprint_names,
+    load_blueprint,
+    parse_blueprint,
+    resolve,
+)
+from esper.tezzeret._compile import compile_blueprint
+
+__all__ = [
+    "BlueprintIR",
+    "Graph",
+    "Node",
+    "blueprint_names",
+    "compile_blueprint",
+    "load_blueprint",
+    "parse_blueprint",
+    "resolve",
+]

@@ -1,0 +1,49 @@
+"""What every kernel promises at birth, checked before it becomes an artifact."""
+
+from typing import Any, Literal
+
+import numpy as np
+
+from esper.errors import KernelCompilationError
+from esper.tezzeret._blueprint import Graph
+from esper.tezzeret._parity import BATCHES, run_jax
+
+
+def check_birth(
+    graph: Graph, program: Any, params: dict[str, np.ndarray], birth: Literal["zero", "free"]
+) -> None:
+    """Check a kernel's claims with its parameters at birth.
+
+    Its output has the signature's shape; it is finite; it is exactly zero where
+    the blueprint claims so; and the first gradient is not zero everywhere, for a
+    kernel born dead would never learn.
+
+    Raises:
+        KernelCompilationError: for a claim that does not hold.
+    """
+    random = np.random.default_rng(1)
+    dtype = graph.signature.dtype
+    batch = BATCHES[-1]
+    x = random.standard_normal((batch, *graph.signature.input_shape)).astype(dtype)
+    cotangent = random.standard_normal((batch, *graph.signature.output_shape)).astype(dtype)
+    seen = run_jax(program, params, x, cotangent)
+    output = seen["output"]
+    if output.shape != cotangent.shape:
+        raise KernelCompilationError(
+            f"its output has shape {output.shape[1:]}, the signature says"
+            f" {graph.signature.output_shape}"
+        )
+    if not np.isfinite(output).all():
+        raise KernelCompilationError("its output at birth is not finite")
+    if birth == "zero" and output.any():
+        raise KernelCompilationError(
+            "it claims to be born zero, and its output at birth is as large as"
+            f" {np.abs(output).max():.3g}: initialise its last layer with zeros, or claim 'free'"
+        )
+    gradients = [seen[f"gradient of {p.name}"] for p in graph.parameters]
+    if not any(g.any() for g in gradients):
+        raise KernelCompilationError(
+            "the first gradient of every parameter is zero: it would never learn"
+        )
+    if not all(np.isfinite(g).all() for g in gradients):
+        raise KernelCompilationError("a first gradient is not finite")

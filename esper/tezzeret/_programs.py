@@ -1,0 +1,79 @@
+"""The programs of a resolved graph, one for each backend, and its first parameters."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from esper.tezzeret._blueprint import INPUT, Graph
+from esper.tezzeret._ops import OPS
+
+Params = dict[str, Any]
+
+
+def jax_program(graph: Graph) -> Callable[[Params, Any], Any]:
+    """`apply(params, x)` over a batch, to be traced by jax."""
+
+    def apply(params: Params, x: Any) -> Any:
+        values: dict[str, Any] = {INPUT: x}
+        for node in graph.nodes:
+            own = {role: params[name] for role, name in node.params.items()}
+            values[node.name] = OPS[node.op].jax([values[i] for i in node.inputs], own)
+        return values[graph.output]
+
+    return apply
+
+
+def argument_name(parameter: str) -> str:
+    """The TorchScript argument that carries a parameter."""
+    return "p_" + parameter.replace(".", "_")
+
+
+def torch_source(graph: Graph) -> str:
+    """The TorchScript method `forward(self, params..., x)`."""
+    arguments = "".join(f"{argument_name(p.name)}: Tensor, " for p in graph.parameters)
+    lines = [f"def forward(self, {arguments}{INPUT}: Tensor) -> Tensor:"]
+    # Names of nodes are prefixed: one may be called like a Python keyword.
+    local = {INPUT: INPUT} | {node.name: f"v_{node.name}" for node in graph.nodes}
+    for node in graph.nodes:
+        own = {role: argument_name(name) for role, name in node.params.items()}
+        expression = OPS[node.op].torch([local[i] for i in node.inputs], own)
+        lines.append(f"    {local[node.name]} = {expression}")
+    lines.append(f"    return {local[graph.output]}")
+    return "\n".join([*lines, ""])
+
+
+def torch_program(graph: Graph) -> Any:
+    """A scripted module without parameters: `module(params..., x)`.
+
+    It is defined in a compilation unit of its own, so that its class is called
+    the same whatever was scripted before in the process.
+    """
+    import torch
+    from torch.jit._recursive import wrap_cpp_module
+
+    unit = torch._C.ScriptModule("__torch__.EsperKernel", torch._C.CompilationUnit(), True)  # pyright: ignore[reportCallIssue]
+    module = wrap_cpp_module(unit)
+    module.define(torch_source(graph))
+    return module
+
+
+def torchscript_archive(module: Any) -> bytes:
+    """The archive that `torch.jit.save` writes, as it comes."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    return buffer.getvalue()
+
+
+def initial_params(graph: Graph, init_seed: int) -> dict[str, np.ndarray]:
+    """The parameters at birth; the same on every machine for one seed."""
+    random = np.random.default_rng([init_seed, len(graph.parameters)])
+    params: dict[str, np.ndarray] = {}
+    for spec in graph.parameters:
+        bound = spec.fan_in**-0.5
+        draw = random.uniform(-bound, bound, spec.shape).astype(np.float32)
+        params[spec.name] = np.zeros_like(draw) if spec.init == "zeros" else draw
+    return params

@@ -1,0 +1,31 @@
+"""The exceptions of Esper that concern grafted layers.
+
+    KasminaException
+    ├── SeedLifecycleError     a move that the lifecycle table forbids
+    ├── SeedIndexError         a layer or seed that does not exist
+    ├── KernelMismatchError    a kernel whose structure does not fit its site
+    └── BlendError             an unknown blend, or an alpha outside [0, 1]
+
+Wrong *values* inside a compiled step never raise: they are contained and
+counted (see `_containment`).
+"""
+
+
+class KasminaException(Exception):
+    """Root of every error that Esper raises on purpose."""
+
+
+class SeedLifecycleError(KasminaException):
+    """A seed was asked to make a move that its stage does not allow."""
+
+
+class SeedIndexError(KasminaException, LookupError):
+    """A layer name, site name or seed index names nothing."""
+
+
+class KernelMismatchError(KasminaException, ValueError):
+    """A kernel's shape, dtype or rank does not fit the site it was meant for."""
+
+
+class BlendError(KasminaException, ValueError):
+    """An unknown blend name, or a blending coefficient outside [0, 1]."""

@@ -1,0 +1,171 @@
+"""Every change of a seed is an event, and a state is a fold of events.
+
+An event holds all that its effect depends on, so folding the recorded events
+over the initial state gives the very state that the live run had.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from esper_functional._errors import SeedIndexError, SeedLifecycleError
+from esper_functional._lifecycle import SeedLifecycleState, legal_moves
+from esper_functional._plan import running_seeds
+from esper_functional._state import SeedState, kernel_id_words
+from esper_functional._transition import (
+    Outcome,
+    advance,
+    observe_health,
+    record_errors,
+    set_alpha,
+    start_ramp,
+    transition,
+)
+
+
+class EventKind(StrEnum):
+    """What happened to a seed."""
+
+    LOAD = "load"
+    """A kernel was asked for; value is its slot."""
+    ACTIVATE = "activate"
+    """The kernel is ready and runs; value is its first alpha."""
+    CANCEL = "cancel"
+    """The kernel was not found or does not fit: back to DORMANT."""
+    FAIL = "fail"
+    """The load failed: to ERROR_RECOVERY."""
+    UNLOAD = "unload"
+    """An ACTIVE seed was emptied."""
+    FOSSILIZE = "fossilize"
+    """Frozen into the network for good."""
+    RESET = "reset"
+    """A seed in ERROR_RECOVERY was emptied."""
+    ALPHA = "alpha"
+    """Alpha was set to value."""
+    RAMP = "ramp"
+    """Alpha began to run to value over span steps."""
+    ERRORS = "errors"
+    """The count of consecutive failures became value."""
+    HEALTH = "health"
+    """A health score, value, was observed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One change of one seed."""
+
+    step: int
+    """The step before which it takes effect."""
+    layer: int
+    seed: int
+    kind: EventKind
+    kernel_id: str = ""
+    """SHA-256 of the kernel concerned, where there is one."""
+    value: float = 0.0
+    """See `EventKind`."""
+    span: int = 0
+    """Length of a ramp in steps."""
+
+
+_TARGETS: dict[EventKind, tuple[SeedLifecycleState, tuple[SeedLifecycleState, ...]]] = {
+    EventKind.LOAD: (
+        SeedLifecycleState.LOADING,
+        (SeedLifecycleState.DORMANT, SeedLifecycleState.ERROR_RECOVERY),
+    ),
+    EventKind.ACTIVATE: (SeedLifecycleState.ACTIVE, (SeedLifecycleState.LOADING,)),
+    EventKind.CANCEL: (SeedLifecycleState.DORMANT, (SeedLifecycleState.LOADING,)),
+    EventKind.FAIL: (SeedLifecycleState.ERROR_RECOVERY, (SeedLifecycleState.LOADING,)),
+    EventKind.UNLOAD: (SeedLifecycleState.DORMANT, (SeedLifecycleState.ACTIVE,)),
+    EventKind.FOSSILIZE: (SeedLifecycleState.FOSSILIZED, (SeedLifecycleState.ACTIVE,)),
+    EventKind.RESET: (SeedLifecycleState.DORMANT, (SeedLifecycleState.ERROR_RECOVERY,)),
+}
+"""For each kind that moves a seed: where to, and from which stages."""
+
+
+def _name(layers: Any, layer: int) -> str:
+    return f"layer {layers[layer]!r}" if layers is not None else f"layer {layer}"
+
+
+def _refusal(state: SeedState, event: Event, layers: Any) -> SeedLifecycleError:
+    stage = SeedLifecycleState(int(state.stage[event.layer, event.seed]))
+    legal = [kind.value for kind, (_, sources) in _TARGETS.items() if stage in sources]
+    targets = [s.name for s in legal_moves(stage)]
+    detail = f" to {event.value!r}" if event.kind in (EventKind.ALPHA, EventKind.RAMP) else ""
+    return SeedLifecycleError(
+        f"seed {event.seed} of {_name(layers, event.layer)} is {stage.name} and cannot"
+        f" {event.kind.value}{detail}: it may {', '.join(legal) or 'do nothing'}"
+        f" (to {', '.join(targets) or 'no other stage'}); alpha takes values in [0, 1] while ACTIVE"
+    )
+
+
+def apply_event(state: SeedState, event: Event, *, layers: Any = None) -> SeedState:
+    """The state after one event; ramps are brought to the event's step first.
+
+    Args:
+        state: `[layers, seeds]`, in numpy.
+        layers: the layers' names, for messages.
+
+    Raises:
+        SeedIndexError: for a layer or seed that is not there.
+        SeedLifecycleError: for an event that the seed's stage does not allow.
+    """
+    rows, columns = state.shape
+    if not 0 <= event.layer < rows:
+        raise SeedIndexError(f"no layer {event.layer}: this model has {rows}, counted from 0")
+    if not 0 <= event.seed < columns:
+        raise SeedIndexError(
+            f"no seed {event.seed} in {_name(layers, event.layer)}: it has {columns}, counted"
+            " from 0"
+        )
+    state = advance(state, event.step)
+    where = np.zeros(state.shape, np.bool_)
+    where[event.layer, event.seed] = True
+    at: dict[str, Any] = {"step": event.step}
+
+    def done(outcome: Outcome) -> SeedState:
+        if outcome.refused.any():
+            raise _refusal(state, event, layers)
+        return outcome.state
+
+    if event.kind in _TARGETS:
+        target, sources = _TARGETS[event.kind]
+        if SeedLifecycleState(int(state.stage[event.layer, event.seed])) not in sources:
+            raise _refusal(state, event, layers)
+        if event.kind is EventKind.LOAD:
+            at |= {"slot": int(event.value), "kernel_id": kernel_id_words(event.kernel_id)}
+        if event.kind is EventKind.ACTIVATE:
+            if not 0.0 <= event.value <= 1.0:
+                raise _refusal(state, event, layers)
+            at["alpha"] = event.value
+        return done(transition(state, where, target, **at))
+    simple: dict[EventKind, Callable[[], SeedState]] = {
+        EventKind.ALPHA: lambda: done(set_alpha(state, where, event.value, **at)),
+        EventKind.RAMP: lambda: done(start_ramp(state, where, event.value, event.span, **at)),
+        EventKind.ERRORS: lambda: record_errors(state, where, int(event.value), **at),
+        EventKind.HEALTH: lambda: observe_health(state, where, event.value, **at),
+    }
+    return simple[event.kind]()
+
+
+def fold_events(state: SeedState, events: Iterable[Event]) -> SeedState:
+    """The state after all events, in order."""
+    for event in events:
+        state = apply_event(state, event)
+    return state
+
+
+def fault_events(state: SeedState, errors: Any, *, step: int) -> list[Event]:
+    """The events that bring a live part's failure counts into the state it came from.
+
+    Args:
+        errors: i32 `[running seeds]` in plan order, or () when dormant.
+    """
+    counts = np.asarray(state.error_count)
+    return [
+        Event(step, layer, seed, EventKind.ERRORS, value=float(count))
+        for (layer, seed), count in zip(running_seeds(state), np.asarray(errors), strict=True)
+        if counts[layer, seed] != count
+    ]

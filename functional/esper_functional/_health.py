@@ -1,0 +1,55 @@
+"""Health of a seed, measured on its kernel's output.
+
+All take the outputs of one batch, `[batch, features]`, and return a scalar.
+Written against the array API, so that both backends report the same numbers.
+"""
+
+from jaxtyping import Float, Float32
+
+from esper_functional._arrays import Array, namespace
+
+DEAD_BELOW = 1e-6
+"""A feature whose standard deviation over a batch is below this is dead."""
+
+
+def _flat(outputs: Float[Array, "*batch features"]) -> Float32[Array, "rows features"]:
+    xp = namespace(outputs)
+    return xp.astype(xp.reshape(outputs, (-1, outputs.shape[-1])), xp.float32)
+
+
+def activation_variance(outputs: Float[Array, "*batch features"]) -> Float32[Array, ""]:
+    """Mean over features of the variance over the batch."""
+    xp = namespace(outputs)
+    return xp.mean(xp.var(_flat(outputs), axis=0))
+
+
+def dead_ratio(outputs: Float[Array, "*batch features"]) -> Float32[Array, ""]:
+    """Share of features, in [0, 1], that do not vary over the batch."""
+    xp = namespace(outputs)
+    still = xp.std(_flat(outputs), axis=0) < DEAD_BELOW
+    return xp.mean(xp.astype(still, xp.float32))
+
+
+def mean_abs_correlation(outputs: Float[Array, "*batch features"]) -> Float32[Array, ""]:
+    """Mean absolute correlation between different features, in [0, 1].
+
+    Dead features correlate with nothing; a single feature gives 0.
+    """
+    xp = namespace(outputs)
+    rows = _flat(outputs)
+    features = rows.shape[1]
+    centred = rows - xp.mean(rows, axis=0)
+    spread = xp.std(rows, axis=0)
+    alive = spread >= DEAD_BELOW
+    one = xp.asarray(1.0, dtype=xp.float32)
+    unit = xp.where(alive, centred / xp.where(alive, spread, one), 0.0 * one)
+    correlation = xp.abs(unit.T @ unit) / rows.shape[0]
+    pairs = max(features * (features - 1), 1)
+    return (xp.sum(correlation) - xp.sum(xp.diagonal(correlation))) / pairs
+
+
+def health_score(outputs: Float[Array, "*batch features"]) -> Float32[Array, ""]:
+    """1 − `dead_ratio`, the score that `SeedState.health` averages; NaN if not finite."""
+    xp = namespace(outputs)
+    nan = xp.asarray(float("nan"), dtype=xp.float32)
+    return xp.where(xp.all(xp.isfinite(outputs)), 1.0 - dead_ratio(outputs), nan)

@@ -1,0 +1,89 @@
+"""What may be grafted: a static program and its parameters."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array as JaxArray
+
+from esper_functional._errors import KernelMismatchError
+
+Params = Any
+"""A pytree of arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The static half of a kernel; equal to another exactly when `key` is.
+
+    `apply(params, x)` takes x as `[batch, *example]` and returns an array of
+    the host's output shape.
+    """
+
+    key: str
+    """Identity of the computation, such as the SHA-256 of its StableHLO."""
+    apply: Callable[[Params, Any], Any] = dataclasses.field(compare=False, repr=False)
+    example_rank: int = dataclasses.field(default=1, compare=False)
+    """Rank of one example's input."""
+    batches: bool = dataclasses.field(default=True, compare=False)
+    """Whether `apply` has batching rules (a deserialised program has none)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A pytree: `params` are leaves, `program` is structure."""
+
+    program: Program
+    params: Params
+
+
+jax.tree_util.register_dataclass(Kernel, data_fields=["params"], meta_fields=["program"])
+
+
+def kernel_from_function(apply: Callable[[Params, Any], Any], params: Params) -> Kernel:
+    """A kernel from any jax function `apply(params, x)` over a batch of vectors.
+
+    Two kernels share compiled programs when they share the function object.
+    """
+    name = getattr(apply, "__qualname__", type(apply).__name__)
+    return Kernel(Program(f"function:{name}:{id(apply):x}", apply), params)
+
+
+def check_kernel(
+    kernel: Kernel, in_shape: tuple[int, ...], out_shape: tuple[int, ...], dtype: Any, where: str
+) -> None:
+    """Refuse a kernel whose structure does not fit, before anything runs.
+
+    Args:
+        in_shape: shape of one example's input at the site.
+        out_shape: shape of one example's host output.
+        dtype: dtype of both.
+        where: the site and seed, for the message.
+
+    Raises:
+        KernelMismatchError: with what was expected and what was found.
+    """
+    x = jax.ShapeDtypeStruct((2, *in_shape), dtype)
+    expected = f"input {in_shape} -> output {out_shape} of {jnp.dtype(dtype).name}"
+    try:
+        y = jax.eval_shape(kernel.program.apply, kernel.params, x)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise KernelMismatchError(
+            f"the kernel does not fit {where}: expected {expected}; it refused such an input"
+            f" ({reason}). Choose a kernel compiled for this signature."
+        ) from error
+    found = (tuple(y.shape[1:]), jnp.dtype(y.dtype))
+    if found != (tuple(out_shape), jnp.dtype(dtype)):
+        raise KernelMismatchError(
+            f"the kernel does not fit {where}: expected {expected}; its output is"
+            f" {found[0]} of {found[1].name}. Choose a kernel compiled for this signature."
+        )
+
+
+def count_params(params: Params) -> int:
+    """Number of scalars in a pytree of arrays."""
+    leaves: list[JaxArray] = jax.tree.leaves(params)
+    return sum(int(leaf.size) for leaf in leaves)

@@ -1,0 +1,188 @@
+"""What runs: a static plan, read off the state; and the live data it runs on.
+
+A plan is hashable and is the key of a compiled program. It names, for each
+site, the kernel programs that run there, in seed order, and nothing that may
+change from step to step: not alpha, not which seeds, not parameters.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Float32, Int32
+
+from esper_functional._arrays import Array
+from esper_functional._blend import Blend, blend_weights, check_blend
+from esper_functional._errors import KasminaException, SeedIndexError
+from esper_functional._kernel import Kernel, Params, Program
+from esper_functional._lifecycle import SeedLifecycleState
+from esper_functional._state import SeedState, running
+from esper_functional._transition import record_errors
+
+Kernels = Mapping[int, Kernel] | Sequence[Kernel]
+"""Kernels by slot."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One kernel of a plan."""
+
+    program: Program
+    frozen: bool
+    """True for fossils: no gradient reaches the parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What runs in a model, per site; static and hashable."""
+
+    sites: tuple[tuple[str, tuple[Run, ...]], ...]
+    blend: Blend
+    isolate: bool
+
+    @property
+    def dormant(self) -> bool:
+        """True where no kernel runs anywhere."""
+        return not any(runs for _, runs in self.sites)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs, in the order of `Live.params`."""
+        return tuple(run for _, runs in self.sites for run in runs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Live:
+    """What a planned step needs of the running seeds, on the device.
+
+    Empty for a dormant plan, so that nothing of Esper enters the program.
+    """
+
+    host_weights: Any
+    """f32 `[sites that run]`, or () when dormant."""
+    weights: Any
+    """f32 `[running seeds]`, in plan order, or ()."""
+    errors: Any
+    """i32 `[running seeds]`: consecutive failures, or ()."""
+    params: tuple[Params, ...]
+    """Parameters of the running kernels, in plan order."""
+
+
+jax.tree_util.register_dataclass(
+    Live, data_fields=["host_weights", "weights", "errors", "params"], meta_fields=[]
+)
+
+
+class Weights(NamedTuple):
+    """The part of `Live` that follows alpha."""
+
+    host_weights: Float32[Array, " sites"] | tuple[()]
+    weights: Float32[Array, " runs"] | tuple[()]
+
+
+def running_seeds(state: SeedState) -> list[tuple[int, int]]:
+    """(layer, seed) of every running seed, in plan order."""
+    return [(int(i), int(j)) for i, j in np.argwhere(np.asarray(running(state)))]
+
+
+def _check_concrete(state: SeedState) -> None:
+    if isinstance(state.stage, Tracer):
+        raise KasminaException(
+            "plan() reads the seeds' stages on the host, and this state is traced: call it"
+            " outside jit and pass the plan in as a static argument"
+        )
+
+
+def plan(
+    state: SeedState,
+    kernels: Kernels,
+    sites: Sequence[str],
+    *,
+    blend: str = "convex",
+    isolate: bool = False,
+) -> Plan:
+    """Read off a concrete state what runs.
+
+    Args:
+        state: `[layers, seeds]`.
+        kernels: kernels by slot.
+        sites: the site's name for each layer row, in order.
+        blend: "convex", "residual" or "sequential".
+        isolate: stop gradients from kernels to the layers' inputs.
+
+    Raises:
+        SeedIndexError: if state and sites disagree, or a slot holds no kernel.
+        BlendError: for an unknown blend.
+    """
+    _check_concrete(state)
+    if len(state.shape) != 2 or state.shape[0] != len(sites):
+        raise SeedIndexError(
+            f"a plan needs a state of shape [layers, seeds] with one row for each of the"
+            f" {len(sites)} sites {tuple(sites)}; got shape {state.shape}"
+        )
+    slots, stages = np.asarray(state.slot), np.asarray(state.stage)
+    runs: list[list[Run]] = [[] for _ in sites]
+    for layer, seed in running_seeds(state):
+        slot = int(slots[layer, seed])
+        try:
+            kernel = kernels[slot]
+        except (KeyError, IndexError):
+            raise SeedIndexError(
+                f"seed {seed} of site {sites[layer]!r} runs the kernel in slot {slot}, and no"
+                f" kernel is there: pass every kernel that the state refers to"
+            ) from None
+        frozen = stages[layer, seed] == SeedLifecycleState.FOSSILIZED
+        runs[layer].append(Run(kernel.program, bool(frozen)))
+    named = tuple((name, tuple(own)) for name, own in zip(sites, runs, strict=True))
+    return Plan(named, check_blend(blend), isolate)
+
+
+def gather_weights(state: SeedState, plan: Plan) -> Weights:
+    """The weights of the running seeds at the state's alphas, in plan order."""
+    if plan.dormant:
+        return Weights((), ())
+    runs = np.asarray(running(state))
+    host, kernels = blend_weights(plan.blend, np.asarray(state.alpha), runs)
+    return Weights(np.asarray(host)[runs.any(axis=-1)], np.asarray(kernels)[runs])
+
+
+def gather(state: SeedState, kernels: Kernels, plan: Plan) -> Live:
+    """Pick the data of the running seeds. `plan` must be that of `state`."""
+    if plan.dormant:
+        return Live((), (), (), ())
+    slots, counts = np.asarray(state.slot), np.asarray(state.error_count)
+    at = running_seeds(state)
+    weights = gather_weights(state, plan)
+    return Live(
+        host_weights=weights.host_weights,
+        weights=weights.weights,
+        errors=np.array([counts[ij] for ij in at], np.int32),
+        params=tuple(kernels[int(slots[ij])].params for ij in at),
+    )
+
+
+def absorb(state: SeedState, errors: Int32[Array, " runs"] | tuple[()], *, step: int) -> SeedState:
+    """Bring the consecutive failures of a live part back into the state it came from."""
+    at = running_seeds(state)
+    if len(at) != len(errors):
+        raise KasminaException(
+            f"absorb: the state runs {len(at)} seeds and the live part has {len(errors)}: absorb"
+            " into the state that the live part was gathered from"
+        )
+    counts = np.array(state.error_count)
+    changed = np.zeros(state.shape, np.bool_)
+    for ij, count in zip(at, np.asarray(errors), strict=True):
+        changed[ij] = counts[ij] != count
+        counts[ij] = count
+    return record_errors(state, changed, counts, step=step)
+
+
+def unknown_site(name: str, sites: Sequence[str]) -> SeedIndexError:
+    """The error for a site name that the plan does not know."""
+    near = difflib.get_close_matches(name, sites, n=3)
+    hint = f"; the nearest are {near}" if near else ""
+    return SeedIndexError(f"unknown site {name!r}: this plan has {list(sites)}{hint}")

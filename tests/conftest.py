@@ -1,0 +1,32 @@
+"""What every test runs under: strict dtype promotion, fixed seeds, one thread."""
+
+import os
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "allow")
+
+settings.register_profile(
+    "esper",
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("esper")
+
+
+def pytest_report_header() -> str:
+    return "seeds: fixed (hypothesis derandomised, numpy and jax keys written in the tests)"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    # Two cores shared by several workers: more threads only wait for each other.
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
