@@ -31,6 +31,10 @@ class LibraryError(EsperError):
     """The library's folder or database cannot be used."""
 
 
+class KernelNotFoundError(LibraryError, LookupError):
+    """The library holds no kernel of that id."""
+
+
 class LedgerError(EsperError):
     """A run's ledger is damaged or contradicts the run."""
 

@@ -48,6 +48,7 @@ class Artifact:
 def write_artifact(
     *,
     blueprint_name: str,
+    recipe: str,
     blueprint: bytes,
     signature: KernelSignature,
     sizes: dict[str, int],
@@ -68,6 +69,7 @@ def write_artifact(
     }
     manifest = Manifest(
         blueprint=blueprint_name,
+        recipe=recipe,
         signature=signature,
         sizes=sizes,
         birth=birth,

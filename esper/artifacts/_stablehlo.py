@@ -19,6 +19,8 @@ ALLOWED_CUSTOM_CALLS = {"shape_assertion"}
 MAX_RESULT_BYTES = 1 << 31
 """Largest static result of one operation (a symbolic batch counts as 1)."""
 
+_WIDEST_ELEMENT = 8
+
 ALLOWED_OPS = {
     "builtin.module", "func.func", "func.call", "func.return",
     *(
@@ -59,33 +61,40 @@ def serialise(exported: export.Exported) -> bytes:
     )
 
 
+def _refusal(op: Any) -> str | None:
+    """Why an operation is not allowed, or None."""
+    if op.name not in ALLOWED_OPS:
+        return f"uses {op.name}, which is not on the list of allowed operations"
+    if op.name == "stablehlo.custom_call":
+        target = ir.StringAttr(op.attributes["call_target_name"]).value
+        if target not in ALLOWED_CUSTOM_CALLS:
+            return f"calls the custom target {target!r}, which is not allowed"
+    for result in op.results:
+        if isinstance(result.type, ir.RankedTensorType):
+            size = _WIDEST_ELEMENT
+            for axis in range(result.type.rank):
+                if not result.type.is_dynamic_dim(axis):
+                    size *= result.type.get_dim_size(axis)
+            if size > MAX_RESULT_BYTES:
+                return f"makes a {result.type}, larger than {MAX_RESULT_BYTES} bytes"
+    return None
+
+
 def _scan_module(text: str) -> None:
+    refusals: list[str] = []
+
     def visit(op: Any) -> ir.WalkResult:
-        if op.name not in ALLOWED_OPS:
-            raise ArtifactError(
-                f"its StableHLO uses {op.name}, which is not on the list of allowed operations"
-            )
-        if op.name == "stablehlo.custom_call":
-            target = ir.StringAttr(op.attributes["call_target_name"]).value
-            if target not in ALLOWED_CUSTOM_CALLS:
-                raise ArtifactError(
-                    f"its StableHLO calls the custom target {target!r}, which is not allowed"
-                )
-        for result in op.results:
-            if isinstance(result.type, ir.RankedTensorType) or "tensor<" in str(result.type):
-                shaped = ir.ShapedType(result.type)
-                size = 8
-                for axis in range(shaped.rank):
-                    size *= 1 if shaped.is_dynamic_dim(axis) else shaped.get_dim_size(axis)
-                if size > MAX_RESULT_BYTES:
-                    raise ArtifactError(
-                        f"its StableHLO makes a tensor {result.type}, larger than"
-                        f" {MAX_RESULT_BYTES} bytes"
-                    )
-        return ir.WalkResult.ADVANCE
+        # Raised in here, an error would come out as MLIR's own.
+        refusal = _refusal(op)
+        if refusal is None:
+            return ir.WalkResult.ADVANCE
+        refusals.append(refusal)
+        return ir.WalkResult.INTERRUPT
 
     with mlir.make_ir_context():
         ir.Module.parse(text).operation.walk(visit)
+    if refusals:
+        raise ArtifactError(f"its StableHLO {refusals[0]}")
 
 
 def load(program: bytes) -> export.Exported:
@@ -99,8 +108,6 @@ def load(program: bytes) -> export.Exported:
         modules = [exported.mlir_module()]
         if exported.has_vjp():
             modules.append(exported.vjp().mlir_module())
-    except ArtifactError:
-        raise
     except Exception as error:  # flatbuffers and MLIR raise whatever the bytes lead them to
         raise ArtifactError(
             f"its StableHLO cannot be read ({type(error).__name__}: {error})"

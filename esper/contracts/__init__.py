@@ -41,6 +41,8 @@ class Manifest(_Data):
 
     schema_version: Literal[1] = 1
     blueprint: str
+    recipe: Sha256
+    """SHA-256 of all that it was compiled from; equal recipes give equal artifacts."""
     signature: KernelSignature
     sizes: dict[str, int]
     birth: Literal["zero", "free"]

@@ -9,7 +9,7 @@ from esper.tezzeret._blueprint import (
     parse_blueprint,
     resolve,
 )
-from esper.tezzeret._compile import compile_blueprint
+from esper.tezzeret._compile import compile_blueprint, kernel_recipe
 
 __all__ = [
     "BlueprintIR",
@@ -17,6 +17,7 @@ __all__ = [
     "Node",
     "blueprint_names",
     "compile_blueprint",
+    "kernel_recipe",
     "load_blueprint",
     "parse_blueprint",
     "resolve",

@@ -1,5 +1,7 @@
 """From a blueprint to an artifact."""
 
+import hashlib
+import json
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
@@ -41,6 +43,24 @@ def _versions() -> dict[str, str]:
                 " 'esper-morphogenetic[torch]'"
             ) from error
     return found
+
+
+def kernel_recipe(
+    blueprint: BlueprintIR,
+    signature: KernelSignature,
+    *,
+    sizes: dict[str, int] | None = None,
+    init_seed: int = 0,
+) -> str:
+    """SHA-256 of all that an artifact is compiled from; see `compile_blueprint`."""
+    content = {
+        "blueprint": blueprint.digest(),
+        "signature": str(signature),
+        "sizes": {**blueprint.sizes, **(sizes or {})},
+        "init_seed": init_seed,
+        "versions": _versions(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def compile_blueprint(
@@ -93,6 +113,7 @@ def compile_blueprint(
         raise KernelCompilationError(f"{where} was refused: {error}") from error
     return write_artifact(
         blueprint_name=blueprint.name,
+        recipe=kernel_recipe(blueprint, signature, sizes=sizes, init_seed=init_seed),
         blueprint=blueprint.canonical_json(),
         signature=signature,
         sizes={**blueprint.sizes, **(sizes or {})},

@@ -44,8 +44,8 @@ def torch_source(graph: Graph) -> str:
     return "\n".join([*lines, ""])
 
 
-def torch_program(graph: Graph) -> Any:
-    """A scripted module without parameters: `module(params..., x)`.
+def script_method(source: str) -> Any:
+    """A scripted module with the method that `source` defines, and no parameters.
 
     It is defined in a compilation unit of its own, so that its class is called
     the same whatever was scripted before in the process.
@@ -55,8 +55,13 @@ def torch_program(graph: Graph) -> Any:
 
     unit = torch._C.ScriptModule("__torch__.EsperKernel", torch._C.CompilationUnit(), True)  # pyright: ignore[reportCallIssue]
     module = wrap_cpp_module(unit)
-    module.define(torch_source(graph))
+    module.define(source)
     return module
+
+
+def torch_program(graph: Graph) -> Any:
+    """A scripted module `module(params..., x)`."""
+    return script_method(torch_source(graph))
 
 
 def torchscript_archive(module: Any) -> bytes:

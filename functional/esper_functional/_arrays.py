@@ -13,3 +13,7 @@ Array = np.ndarray | jax.Array
 def namespace(array: Array) -> ModuleType | Any:
     """The array-API namespace (numpy or jax.numpy) that `array` belongs to."""
     return array.__array_namespace__()
+
+
+Scalar = np.ndarray | np.generic | jax.Array
+"""What a reduction returns: numpy's are of a type of their own."""

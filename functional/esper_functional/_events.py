@@ -161,7 +161,7 @@ def fault_events(state: SeedState, errors: Any, *, step: int) -> list[Event]:
     """The events that bring a live part's failure counts into the state it came from.
 
     Args:
-        errors: i32 `[running seeds]` in plan order, or () when dormant.
+        errors: i32 `[running seeds]`, in plan order.
     """
     counts = np.asarray(state.error_count)
     return [

@@ -8,15 +8,14 @@ program of a bare one.
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from esper_functional._blend import Blend, mix
 from esper_functional._containment import run_contained
-from esper_functional._errors import KernelMismatchError
+from esper_functional._errors import KasminaException, KernelMismatchError
 from esper_functional._kernel import Params
 from esper_functional._lifecycle import FAILURES_TO_RECOVERY
 from esper_functional._plan import Kernels, Live, Plan, Run, absorb, gather, plan, unknown_site
@@ -26,6 +25,7 @@ Layer = Callable[[Any, Any], Any]
 """`layer(params, x)`."""
 
 
+@runtime_checkable
 class Site(Protocol):
     """A place where kernels may be grafted: one layer's call."""
 
@@ -116,10 +116,9 @@ def run_site(
 class _PlannedSite:
     """Looks up what runs at each site and gathers what was seen."""
 
-    def __init__(self, plan: Plan, live: Live, capture: bool) -> None:
+    def __init__(self, plan: Plan, live: Live | None) -> None:
         self._plan = plan
         self._live = live
-        self._capture = capture
         self._places: dict[str, tuple[tuple[Run, ...], int, int]] = {}
         first = busy = 0
         for name, runs in plan.sites:
@@ -135,9 +134,10 @@ class _PlannedSite:
             raise unknown_site(name, list(self._places))
         runs, first, busy = self._places[name]
         h = layer(params, x)
-        if not runs:
+        live = self._live
+        if not runs or live is None:
             return h
-        last, live = first + len(runs), self._live
+        last = first + len(runs)
         grafted = run_site(
             runs,
             live.params[first:last],
@@ -157,29 +157,35 @@ class _PlannedSite:
 
 
 def forward(
-    net: Network, plan: Plan, params: Any, live: Live, x: Any, *, capture: bool = False
+    net: Network, plan: Plan, params: Any, live: Live | None, x: Any, *, capture: bool = False
 ) -> tuple[Any, Observed]:
     """The network's output, and what was seen of each running kernel.
 
-    Pure; `net`, `plan` and `capture` are static. With `capture` the kernels'
+    Pure; `net`, `plan` and `capture` are static, and `live` is what `gather` picked for
+    the plan. With `capture` the kernels'
     outputs are returned too, for health statistics.
 
     Raises:
         SeedIndexError: for a site that the plan does not know.
         KernelMismatchError: for a kernel whose output is not like its host's.
     """
-    site = _PlannedSite(plan, live, capture)
+    if plan.dormant != (live is None):
+        raise KasminaException(
+            "forward: a dormant plan has no live part and any other has one; gather the live part"
+            " with the plan that it is run with"
+        )
+    site = _PlannedSite(plan, live)
     y = net(params, site, x)
     return y, Observed(tuple(site.faults), tuple(site.outputs) if capture else ())
 
 
-def count_faults(live: Live, faults: Sequence[jax.Array]) -> Live:
+def count_faults(live: Live | None, faults: Sequence[jax.Array]) -> Live | None:
     """The next live part: failures counted, a finite step starts the count anew.
 
     From the third consecutive failure on the count stays, until it is absorbed.
     """
-    if not faults:
-        return live
+    if live is None:
+        return None
     failed = jnp.stack(list(faults))
     errors = jnp.asarray(live.errors)
     counted = jnp.where(failed, errors + 1, 0)
@@ -187,7 +193,9 @@ def count_faults(live: Live, faults: Sequence[jax.Array]) -> Live:
     return Live(live.host_weights, live.weights, jnp.where(stopped, errors, counted), live.params)
 
 
-def run(net: Network, plan: Plan, params: Any, live: Live, x: Any) -> tuple[Any, Live]:
+def run(
+    net: Network, plan: Plan, params: Any, live: Live | None, x: Any
+) -> tuple[Any, Live | None]:
     """One planned forward pass: the output and the next live part."""
     y, observed = forward(net, plan, params, live, x)
     return y, count_faults(live, observed.faults)
@@ -229,4 +237,4 @@ def execute(
     planned = plan(state, kernels, sites, blend=blend, isolate=isolate)
     live = gather(state, kernels, planned)
     y, after = _compiled(net, planned)(params, live, x)
-    return y, absorb(state, np.asarray(after.errors) if live.params else (), step=step)
+    return y, absorb(state, after, step=step)

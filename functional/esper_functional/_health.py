@@ -6,7 +6,7 @@ Written against the array API, so that both backends report the same numbers.
 
 from jaxtyping import Float, Float32
 
-from esper_functional._arrays import Array, namespace
+from esper_functional._arrays import Array, Scalar, namespace
 
 DEAD_BELOW = 1e-6
 """A feature whose standard deviation over a batch is below this is dead."""
@@ -17,20 +17,20 @@ def _flat(outputs: Float[Array, "*batch features"]) -> Float32[Array, "rows feat
     return xp.astype(xp.reshape(outputs, (-1, outputs.shape[-1])), xp.float32)
 
 
-def activation_variance(outputs: Float[Array, "*batch features"]) -> Float32[Array, ""]:
+def activation_variance(outputs: Float[Array, "*batch features"]) -> Float32[Scalar, ""]:
     """Mean over features of the variance over the batch."""
     xp = namespace(outputs)
     return xp.mean(xp.var(_flat(outputs), axis=0))
 
 
-def dead_ratio(outputs: Float[Array, "*batch features"]) -> Float32[Array, ""]:
+def dead_ratio(outputs: Float[Array, "*batch features"]) -> Float32[Scalar, ""]:
     """Share of features, in [0, 1], that do not vary over the batch."""
     xp = namespace(outputs)
     still = xp.std(_flat(outputs), axis=0) < DEAD_BELOW
     return xp.mean(xp.astype(still, xp.float32))
 
 
-def mean_abs_correlation(outputs: Float[Array, "*batch features"]) -> Float32[Array, ""]:
+def mean_abs_correlation(outputs: Float[Array, "*batch features"]) -> Float32[Scalar, ""]:
     """Mean absolute correlation between different features, in [0, 1].
 
     Dead features correlate with nothing; a single feature gives 0.
@@ -48,8 +48,9 @@ def mean_abs_correlation(outputs: Float[Array, "*batch features"]) -> Float32[Ar
     return (xp.sum(correlation) - xp.sum(xp.diagonal(correlation))) / pairs
 
 
-def health_score(outputs: Float[Array, "*batch features"]) -> Float32[Array, ""]:
+def health_score(outputs: Float[Array, "*batch features"]) -> Float32[Scalar, ""]:
     """1 − `dead_ratio`, the score that `SeedState.health` averages; NaN if not finite."""
     xp = namespace(outputs)
     nan = xp.asarray(float("nan"), dtype=xp.float32)
-    return xp.where(xp.all(xp.isfinite(outputs)), 1.0 - dead_ratio(outputs), nan)
+    alive = xp.asarray(1.0, dtype=xp.float32) - dead_ratio(outputs)
+    return xp.where(xp.all(xp.isfinite(outputs)), alive, nan)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32
 
 from esper_functional._arrays import Array
 from esper_functional._blend import Blend, blend_weights, check_blend
@@ -59,15 +59,16 @@ class Plan:
 class Live:
     """What a planned step needs of the running seeds, on the device.
 
-    Empty for a dormant plan, so that nothing of Esper enters the program.
+    A dormant plan has none: None stands in its place, so that nothing of Esper
+    enters the program, and nothing is carried through the call.
     """
 
     host_weights: Any
-    """f32 `[sites that run]`, or () when dormant."""
+    """f32 `[sites that run]`."""
     weights: Any
-    """f32 `[running seeds]`, in plan order, or ()."""
+    """f32 `[running seeds]`, in plan order."""
     errors: Any
-    """i32 `[running seeds]`: consecutive failures, or ()."""
+    """i32 `[running seeds]`: consecutive failures."""
     params: tuple[Params, ...]
     """Parameters of the running kernels, in plan order."""
 
@@ -80,8 +81,8 @@ jax.tree_util.register_dataclass(
 class Weights(NamedTuple):
     """The part of `Live` that follows alpha."""
 
-    host_weights: Float32[Array, " sites"] | tuple[()]
-    weights: Float32[Array, " runs"] | tuple[()]
+    host_weights: Float32[Array, " sites"]
+    weights: Float32[Array, " runs"]
 
 
 def running_seeds(state: SeedState) -> list[tuple[int, int]]:
@@ -143,17 +144,18 @@ def plan(
 
 def gather_weights(state: SeedState, plan: Plan) -> Weights:
     """The weights of the running seeds at the state's alphas, in plan order."""
-    if plan.dormant:
-        return Weights((), ())
     runs = np.asarray(running(state))
     host, kernels = blend_weights(plan.blend, np.asarray(state.alpha), runs)
     return Weights(np.asarray(host)[runs.any(axis=-1)], np.asarray(kernels)[runs])
 
 
-def gather(state: SeedState, kernels: Kernels, plan: Plan) -> Live:
-    """Pick the data of the running seeds. `plan` must be that of `state`."""
+def gather(state: SeedState, kernels: Kernels, plan: Plan) -> Live | None:
+    """Pick the data of the running seeds; None where none runs.
+
+    `plan` must be that of `state`.
+    """
     if plan.dormant:
-        return Live((), (), (), ())
+        return None
     slots, counts = np.asarray(state.slot), np.asarray(state.error_count)
     at = running_seeds(state)
     weights = gather_weights(state, plan)
@@ -165,9 +167,13 @@ def gather(state: SeedState, kernels: Kernels, plan: Plan) -> Live:
     )
 
 
-def absorb(state: SeedState, errors: Int32[Array, " runs"] | tuple[()], *, step: int) -> SeedState:
-    """Bring the consecutive failures of a live part back into the state it came from."""
+def absorb(state: SeedState, live: Live | None, *, step: int) -> SeedState:
+    """Bring the consecutive failures of a live part back into the state it came from.
+
+    Waits for the device: call it at boundaries, not in every step.
+    """
     at = running_seeds(state)
+    errors = np.zeros(0, np.int32) if live is None else np.asarray(live.errors)
     if len(at) != len(errors):
         raise KasminaException(
             f"absorb: the state runs {len(at)} seeds and the live part has {len(errors)}: absorb"
@@ -175,7 +181,7 @@ def absorb(state: SeedState, errors: Int32[Array, " runs"] | tuple[()], *, step:
         )
     counts = np.array(state.error_count)
     changed = np.zeros(state.shape, np.bool_)
-    for ij, count in zip(at, np.asarray(errors), strict=True):
+    for ij, count in zip(at, errors, strict=True):
         changed[ij] = counts[ij] != count
         counts[ij] = count
     return record_errors(state, changed, counts, step=step)

@@ -8,7 +8,7 @@ case) or jax's (inside a jitted program).
 
 import dataclasses
 import hashlib
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,7 +61,7 @@ class SeedState:
         """The common leading axes."""
         return tuple(self.stage.shape)
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "SeedState":
         """A copy with some arrays exchanged."""
         return dataclasses.replace(self, **changes)
 

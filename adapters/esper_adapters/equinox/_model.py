@@ -7,7 +7,7 @@ puts a `GraftedLinear` in a layer's place.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -73,8 +73,8 @@ class SeededModel:
         return plan(self.seeds, self.kernels, self.sites, blend=self.blend, isolate=self.isolate)
 
     @property
-    def live(self) -> Live:
-        """The data of the running seeds."""
+    def live(self) -> Live | None:
+        """The data of the running seeds; None where none runs."""
         return gather(self.seeds, self.kernels, self.plan)
 
     @property
@@ -84,7 +84,7 @@ class SeededModel:
         grafts: dict[str, Callable[[eqx.nn.Linear], GraftedLinear]] = {}
         first = busy = 0
         for name, runs in planned.sites:
-            if runs:
+            if runs and live is not None:
                 chosen = slice(first, first + len(runs))
                 grafts[name] = _grafter(planned, live, runs, chosen, busy)
                 busy += 1
@@ -105,7 +105,7 @@ class SeededModel:
         _map_sites(module, is_site, lambda name, layer: found.setdefault(name, layer))
         return {name: found[name] for name in self.sites}
 
-    def with_module(self, module: Any) -> Self:
+    def with_module(self, module: Any) -> "SeededModel":
         """Take over the parameters of a trained `module`.
 
         Raises:
@@ -134,7 +134,7 @@ class SeededModel:
         }
         return dataclasses.replace(self, host=host, kernels={**self.kernels, **updated})
 
-    def apply_event(self, event: Event, kernel: Kernel | None = None) -> Self:
+    def apply_event(self, event: Event, kernel: Kernel | None = None) -> "SeededModel":
         """The model after an event; ACTIVATE needs the `kernel` that it grafts.
 
         Raises:
@@ -146,10 +146,11 @@ class SeededModel:
             if kernel is None:
                 raise ValueError("an ACTIVATE event needs the kernel that it grafts")
             layer = self._layers()[self.sites[event.layer]]
+            out_features, in_features = layer.weight.shape
             check_kernel(
                 kernel,
-                (layer.in_features,),
-                (layer.out_features,),
+                (in_features,),
+                (out_features,),
                 layer.weight.dtype,
                 f"seed {event.seed} of layer {self.sites[event.layer]!r}",
             )
@@ -172,7 +173,7 @@ class SeededModel:
         *,
         alpha: float | None = None,
         step: int = 0,
-    ) -> Self:
+    ) -> "SeededModel":
         """Graft a kernel into a DORMANT seed.
 
         Args:
@@ -198,19 +199,19 @@ class SeededModel:
         load, activate = load_events(step, row, seed_idx, slot, kernel_id, value)
         return self.apply_event(load).apply_event(activate, kernel)
 
-    def unload_kernel(self, layer_name: str, seed_idx: int, *, step: int = 0) -> Self:
+    def unload_kernel(self, layer_name: str, seed_idx: int, *, step: int = 0) -> "SeededModel":
         """Empty an ACTIVE seed."""
         row = find_row(layer_name, self.sites)
         return self.apply_event(Event(step, row, seed_idx, EventKind.UNLOAD))
 
     def set_seed_alpha(
         self, layer_name: str, seed_idx: int, alpha: float, *, step: int = 0
-    ) -> Self:
+    ) -> "SeededModel":
         """Set the alpha, in [0, 1], of an ACTIVE seed."""
         row = find_row(layer_name, self.sites)
         return self.apply_event(Event(step, row, seed_idx, EventKind.ALPHA, value=alpha))
 
-    def fossilize(self, layer_name: str, seed_idx: int, *, step: int = 0) -> Self:
+    def fossilize(self, layer_name: str, seed_idx: int, *, step: int = 0) -> "SeededModel":
         """Freeze an ACTIVE seed into the network for good."""
         row = find_row(layer_name, self.sites)
         return self.apply_event(Event(step, row, seed_idx, EventKind.FOSSILIZE))

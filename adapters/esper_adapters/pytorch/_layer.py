@@ -155,21 +155,33 @@ class KasminaLayer(nn.Linear):
                 raise ValueError("an ACTIVATE event needs the kernel that it grafts")
             check_torch_kernel(kernel, self, f"layer {self.layer_name!r}")
         self._table.apply(event)
-        name = f"kernel_{event.seed}"
         if event.kind is EventKind.ACTIVATE and kernel is not None:
-            self.add_module(name, GraftedKernel(kernel, self.weight.device))
-        stage = SeedLifecycleState(int(self._table.state.stage[self._row, event.seed]))
-        grafted = self.kernel(event.seed)
-        if grafted is not None and stage is SeedLifecycleState.DORMANT:
-            delattr(self, name)
-        if grafted is not None and stage is SeedLifecycleState.FOSSILIZED:
-            grafted.frozen = True
-            grafted.requires_grad_(False)
+            self.place(event.seed, kernel)
         self.refresh()
+
+    def place(self, seed: int, kernel: TorchKernel) -> GraftedKernel:
+        """Register a kernel's parameters for a seed whose state says that it holds one.
+
+        Call `refresh` after the last: a graft is an event (`apply_event`), and this is
+        for restoring what events have led to.
+        """
+        grafted = GraftedKernel(kernel, self.weight.device)
+        self.add_module(f"kernel_{seed}", grafted)
+        return grafted
 
     def refresh(self) -> None:
         """Bring what forward reads up to the seed state, after the state has changed."""
         state, row = self._table.state, self._row
+        for seed in range(self.num_seeds):
+            stage = SeedLifecycleState(int(state.stage[row, seed]))
+            kernel = self.kernel(seed)
+            if kernel is None:
+                continue
+            if stage in (SeedLifecycleState.DORMANT, SeedLifecycleState.LOADING):
+                delattr(self, f"kernel_{seed}")
+            elif stage is SeedLifecycleState.FOSSILIZED:
+                kernel.frozen = True
+                kernel.requires_grad_(False)
         own = np.asarray(running(state))[row]
         runs = tuple(
             module for seed in np.flatnonzero(own) if (module := self.kernel(int(seed))) is not None

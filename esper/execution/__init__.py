@@ -1,0 +1,28 @@
+"""Kernels at work: layers that carry seeds, and loading artifacts into them."""
+
+from typing import TYPE_CHECKING, Any
+
+from esper.errors import KernelCompilationError
+from esper.execution._load import load_jax_kernel, load_torch_kernel
+from esper_functional import SeedLifecycleError, SeedLifecycleState
+
+if TYPE_CHECKING:
+    from esper_adapters.pytorch import KasminaLayer
+
+__all__ = [
+    "KasminaLayer",
+    "KernelCompilationError",
+    "SeedLifecycleError",
+    "SeedLifecycleState",
+    "load_jax_kernel",
+    "load_torch_kernel",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch is imported by those who ask for a torch layer.
+    if name == "KasminaLayer":
+        from esper_adapters.pytorch import KasminaLayer
+
+        return KasminaLayer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,77 @@
+"""Measurements of a run, one JSON line for each decision boundary."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from esper.errors import EsperError
+from esper.oona import Bus, Topic
+
+
+class MetricsWriter:
+    """Writes what is published on `Topic.METRICS` to a file, whenever it is flushed.
+
+    A context manager: the file is opened on entry.
+    """
+
+    def __init__(self, path: Path, bus: Bus) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        self._messages = bus.subscribe(Topic.METRICS)
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("a")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.flush()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def flush(self) -> None:
+        """Write what is waiting.
+
+        Raises:
+            OSError: where the disk does not take it.
+        """
+        if self._file is None:
+            return
+        for message in self._messages.drain():
+            self._file.write(json.dumps(dict(message.payload), sort_keys=True) + "\n")
+        self._file.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The measurements of a run; a torn last line is passed over.
+
+    Raises:
+        EsperError: naming a line that cannot be parsed.
+    """
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise EsperError(f"{path} is damaged at line {number}: {error}") from error
+    return rows
+
+
+def keep_metrics_before(path: Path, step: int) -> None:
+    """Drop the measurements of `step` and later, which a resumed run makes again."""
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path) if row["step"] < step]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+    partial.replace(path)

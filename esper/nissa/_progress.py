@@ -1,0 +1,64 @@
+"""A progress bar of a run, fed by the bus."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from esper.oona import Bus, Topic
+
+_STAGES = ("dormant", "loading", "active", "recovering", "fossil")
+
+
+def describe_stages(stages: list[list[int]]) -> str:
+    """Seeds by stage in words, such as `6 dormant, 2 fossil`."""
+    flat = [stage for row in stages for stage in row]
+    counts = [(flat.count(i), name) for i, name in enumerate(_STAGES)]
+    return ", ".join(f"{count} {name}" for count, name in counts if count)
+
+
+class ProgressView:
+    """Shows step, losses, accuracy and seeds by stage; use as a context manager."""
+
+    def __init__(self, bus: Bus, label: str, steps: int, console: Console) -> None:
+        self._messages = bus.subscribe(Topic.METRICS, capacity=64)
+        self._steps = steps
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(label, total=steps, told="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.refresh()
+        self._progress.stop()
+
+    def refresh(self) -> None:
+        """Show the newest measurement."""
+        waiting = self._messages.drain()
+        if waiting:
+            row = waiting[-1].payload
+            self._progress.update(self._task, completed=row["step"], told=_describe(dict(row)))
+
+
+def _describe(row: dict[str, Any]) -> str:
+    loss = row["train_loss"]
+    shown = "–" if loss is None else f"{loss:.4f}"
+    return (
+        f"loss {shown}  test accuracy {row['test_accuracy']:.1%}  {describe_stages(row['stages'])}"
+    )

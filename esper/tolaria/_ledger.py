@@ -1,0 +1,178 @@
+"""The ledger of a run: every change of a seed, one line each, chained by hash.
+
+A line is `{"entry": …, "hash": h}` with h = SHA-256(previous hash + entry); the
+first line follows the SHA-256 of `run.json`. Nothing in an entry depends on a
+clock, so a resumed run writes the very lines that it wrote before: it is held
+against them, and a difference is an error.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from esper.errors import LedgerError
+from esper_functional import Event, EventKind
+
+MARK = "mark"
+"""The kind of an entry that records a digest instead of an event."""
+
+
+class Cursor(NamedTuple):
+    """A place in a ledger: bytes and lines before it, and the hash of the last of them."""
+
+    offset: int
+    lines: int
+    hash: str
+
+
+class Entry(NamedTuple):
+    """One line as read."""
+
+    number: int
+    """From 1."""
+    data: dict[str, Any]
+    after: Cursor
+    """The place behind it."""
+
+
+def _chain(previous: str, entry: str) -> str:
+    return hashlib.sha256((previous + entry).encode()).hexdigest()
+
+
+def _text(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def event_entry(event: Event, reason: str = "") -> dict[str, Any]:
+    """An event as a ledger entry."""
+    return {
+        "step": event.step,
+        "layer": event.layer,
+        "seed": event.seed,
+        "kind": event.kind.value,
+        "kernel": event.kernel_id,
+        "value": event.value,
+        "span": event.span,
+        "reason": reason,
+    }
+
+
+def entry_event(entry: dict[str, Any]) -> Event:
+    """The event of an entry that is not a mark."""
+    return Event(
+        step=entry["step"],
+        layer=entry["layer"],
+        seed=entry["seed"],
+        kind=EventKind(entry["kind"]),
+        kernel_id=entry["kernel"],
+        value=entry["value"],
+        span=entry["span"],
+    )
+
+
+def read_ledger(path: Path, genesis: str) -> Iterator[Entry]:
+    """The entries of a ledger, each verified.
+
+    A last line without its newline was never acknowledged and is passed over.
+
+    Raises:
+        LedgerError: at the first line that is damaged, naming it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LedgerError(f"the ledger {path} cannot be read: {error}") from error
+    cursor = Cursor(0, 0, genesis)
+    for line in data.split(b"\n")[:-1]:
+        number = cursor.lines + 1
+        try:
+            parsed = json.loads(line)
+            entry, claimed = parsed["entry"], parsed["hash"]
+            text = _text(entry)
+        except (ValueError, KeyError, TypeError) as error:
+            raise LedgerError(_damaged(path, number, f"it cannot be parsed ({error})")) from error
+        expected = _chain(cursor.hash, text)
+        if claimed != expected:
+            raise LedgerError(
+                _damaged(path, number, f"its hash is {str(claimed)[:12]}…, expected"
+                         f" {expected[:12]}…")
+            )  # fmt: skip
+        if line != _line(entry, expected):
+            raise LedgerError(_damaged(path, number, "it is not in the canonical form"))
+        cursor = Cursor(cursor.offset + len(line) + 1, number, expected)
+        yield Entry(number, entry, cursor)
+
+
+def _damaged(path: Path, number: int, what: str) -> str:
+    return (
+        f"the ledger {path} is damaged at line {number}: {what}. It was changed after it was"
+        " written; restore it from a copy, or start a new run."
+    )
+
+
+def _line(entry: dict[str, Any], digest: str) -> bytes:
+    return f'{{"entry":{_text(entry)},"hash":"{digest}"}}'.encode()
+
+
+class Ledger:
+    """An append-only ledger, opened at a place from which a run goes on.
+
+    Args:
+        at: the place; what lies behind it must be written again just as it was.
+        genesis: hash that the first line follows.
+    """
+
+    def __init__(self, path: Path, genesis: str, at: Cursor | None = None) -> None:
+        self.path = path
+        self.cursor = at or Cursor(0, 0, genesis)
+        known = path.read_bytes() if path.exists() else b""
+        self._whole = known.rfind(b"\n") + 1
+        self._ahead = known[self.cursor.offset : self._whole]
+        self._file: BinaryIO | None = None
+
+    def _opened(self) -> BinaryIO:
+        """The file, opened at the first line that is new: until then nothing is touched."""
+        if self._file is None:
+            self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+            # A torn last line was never acknowledged.
+            self._file.truncate(self._whole)
+            self._file.seek(0, os.SEEK_END)
+        return self._file
+
+    def append(self, entries: list[dict[str, Any]]) -> None:
+        """Write entries and wait until they are on the disk.
+
+        Raises:
+            LedgerError: where a resumed run does otherwise than it did before.
+            OSError: where the disk does not take them.
+        """
+        fresh = b""
+        for entry in entries:
+            digest = _chain(self.cursor.hash, _text(entry))
+            line = _line(entry, digest) + b"\n"
+            if self._ahead:
+                if not self._ahead.startswith(line):
+                    recorded = self._ahead.split(b"\n", 1)[0].decode()
+                    raise LedgerError(
+                        f"this run does otherwise than its record: line {self.cursor.lines + 1} of"
+                        f" {self.path} is {recorded[:200]}, and now"
+                        f" it would be {line.decode()[:200]}. Resume on the machine and with the"
+                        " library versions that began it (see run.json)."
+                    )
+                self._ahead = self._ahead[len(line) :]
+            else:
+                fresh += line
+            self.cursor = Cursor(self.cursor.offset + len(line), self.cursor.lines + 1, digest)
+        if fresh:
+            file = self._opened()
+            file.write(fresh)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,159 @@
+"""The folder of one run: what is in it, and that no two runs share it.
+
+run.json        what was asked for, versions, kernels
+events.jsonl    the ledger
+metrics.jsonl   measurements at decision boundaries
+checkpoints/    see `_checkpoint`
+regions.npz     decisions over the plane, for tasks of two features
+report.html
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from esper.errors import RunFolderError
+from esper.tolaria._checkpoint import write_atomically
+from esper.tolaria._config import GrowConfig
+
+SCHEMA_VERSION = 1
+RUN = "run.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """A run's folder and what its `run.json` says."""
+
+    path: Path
+    config: GrowConfig
+    kernels: dict[str, list[str]]
+    """The ids of the kernels to choose from, by layer name."""
+    genesis: str
+    """SHA-256 of `run.json`, with which the ledger begins."""
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger's file."""
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """The measurements' file."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def regions(self) -> Path:
+        """Decisions over the plane."""
+        return self.path / "regions.npz"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    @property
+    def library(self) -> Path:
+        """The folder of the library."""
+        return library_folder(self.path, self.config)
+
+
+def library_folder(run: Path, config: GrowConfig) -> Path:
+    """Where a run's library is: as configured, else `library` beside the run folder."""
+    return config.library if config.library is not None else run.absolute().parent / "library"
+
+
+def has_run(path: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (path / RUN).exists()
+
+
+def check_free(path: Path) -> None:
+    """Refuse an output folder that is in use, before anything is computed for it.
+
+    Raises:
+        RunFolderError: where it holds a run, or anything else.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise RunFolderError(f"the output folder {path} is a file; give another --out")
+    if has_run(path):
+        raise RunFolderError(
+            f"the output folder {path} holds another run: go on with it by --resume {path}, or give"
+            " another --out"
+        )
+    if any(path.iterdir()):
+        raise RunFolderError(
+            f"the output folder {path} is not empty and holds no run; give another --out"
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("esper-morphogenetic", "numpy", "jax", "jaxlib", "torch", "equinox", "optax"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def create_run(path: Path, config: GrowConfig, kernels: dict[str, list[str]]) -> RunFolder:
+    """Make the folder of a new run.
+
+    Raises:
+        RunFolderError: where the folder is in use or cannot be written.
+    """
+    check_free(path)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "config": config.model_dump(mode="json"),
+        "kernels": kernels,
+        "versions": _versions(),
+    }
+    data = json.dumps(content, sort_keys=True, indent=1).encode()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / RUN, data)
+    except OSError as error:
+        raise RunFolderError(
+            f"the output folder {path} cannot be written: {error}; give another --out"
+        ) from error
+    return RunFolder(path, config, kernels, hashlib.sha256(data).hexdigest())
+
+
+def open_run(path: Path) -> RunFolder:
+    """Read the folder of a run.
+
+    Raises:
+        RunFolderError: where it holds no run, or one that this version cannot read.
+    """
+    try:
+        data = (path / RUN).read_bytes()
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} holds no run: {path / RUN} cannot be read ({error.strerror or error})"
+        ) from error
+    try:
+        content: dict[str, Any] = json.loads(data)
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise RunFolderError(
+                f"{path / RUN} has schema version {content['schema_version']}, this Esper reads"
+                f" {SCHEMA_VERSION}: use the Esper that wrote it"
+            )
+        config = GrowConfig.model_validate_json(json.dumps(content["config"]))
+        kernels = {str(k): [str(i) for i in v] for k, v in content["kernels"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise RunFolderError(f"{path / RUN} is damaged: {error}") from error
+    return RunFolder(path, config, kernels, hashlib.sha256(data).hexdigest())

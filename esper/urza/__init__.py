@@ -1,0 +1,5 @@
+"""Urza, the library of blueprints and kernels."""
+
+from esper.urza._library import KernelRecord, Library
+
+__all__ = ["KernelRecord", "Library"]

@@ -1,0 +1,187 @@
+"""The library of kernels on one machine: a folder of files and a SQLite database.
+
+Files are named by the SHA-256 of their bytes and are written once, before the
+row that makes them findable; a file is verified whenever it is read.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import obstore
+import sqlalchemy as sa
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore
+from sqlalchemy.event import listen
+from sqlalchemy.exc import SQLAlchemyError
+
+from esper.artifacts import Artifact, read_artifact
+from esper.contracts import KernelSignature
+from esper.errors import InputError, KernelNotFoundError, LibraryError
+from esper.tezzeret import parse_blueprint, resolve
+
+_METADATA = sa.MetaData()
+
+_KERNELS = sa.Table(
+    "kernels",
+    _METADATA,
+    sa.Column("kernel_id", sa.String(64), primary_key=True),
+    sa.Column("recipe", sa.String(64), nullable=False, index=True),
+    sa.Column("blueprint", sa.String(64), nullable=False),
+    sa.Column("signature", sa.String(200), nullable=False, index=True),
+    sa.Column("birth", sa.String(8), nullable=False),
+    sa.Column("confidence", sa.Float, nullable=False),
+    sa.Column("init_seed", sa.Integer, nullable=False),
+    sa.Column("parameter_count", sa.Integer, nullable=False),
+    sa.Column("flops", sa.Integer, nullable=False),
+    sa.Column("size_bytes", sa.Integer, nullable=False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelRecord:
+    """What the library knows of a kernel without opening it."""
+
+    kernel_id: str
+    recipe: str
+    """What it was compiled from; see `esper.tezzeret.kernel_recipe`."""
+    blueprint: str
+    signature: str
+    """As `str(KernelSignature)`."""
+    birth: str
+    confidence: float
+    init_seed: int
+    parameter_count: int
+    flops: int
+    """Floating-point operations per example, forward, counted from the blueprint."""
+    size_bytes: int
+
+
+def _record(artifact: Artifact) -> KernelRecord:
+    manifest = artifact.manifest
+    blueprint = parse_blueprint(artifact.blueprint.decode(), f"kernel {artifact.kernel_id[:12]}")
+    graph = resolve(blueprint, manifest.signature, manifest.sizes)
+    return KernelRecord(
+        kernel_id=artifact.kernel_id,
+        recipe=manifest.recipe,
+        blueprint=manifest.blueprint,
+        signature=str(manifest.signature),
+        birth=manifest.birth,
+        confidence=manifest.confidence,
+        init_seed=manifest.init_seed,
+        parameter_count=sum(int(p.size) for p in artifact.params.values()),
+        flops=graph.flops,
+        size_bytes=len(artifact.data),
+    )
+
+
+def _use_wal(connection: Any, _: Any) -> None:
+    # Readers in other processes are not blocked by a writer.
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.close()
+
+
+class Library:
+    """Put, get and find kernels in a folder.
+
+    Args:
+        folder: is made where it does not exist.
+
+    Raises:
+        InputError: where the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).expanduser().absolute()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._blobs = LocalStore(self.folder / "kernels", mkdir=True)
+            self._engine = sa.create_engine(f"sqlite:///{self.folder / 'library.sqlite'}")
+            listen(self._engine, "connect", _use_wal)
+            _METADATA.create_all(self._engine)
+        except (OSError, BaseError, SQLAlchemyError) as error:
+            raise InputError(
+                f"the library folder {self.folder} cannot be used: {error}. Choose a folder that"
+                " can be written, with `library` in the configuration."
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    @staticmethod
+    def _blob(kernel_id: str) -> str:
+        return f"{kernel_id[:2]}/{kernel_id}.kernel"
+
+    def put(self, artifact: Artifact) -> str:
+        """Keep an artifact; putting it again changes nothing.
+
+        Returns:
+            Its id.
+
+        Raises:
+            LibraryError: where it could not be written whole; nothing half-written is visible.
+        """
+        record = _record(artifact)
+        try:
+            try:
+                obstore.put(
+                    self._blobs, self._blob(artifact.kernel_id), artifact.data, mode="create"
+                )
+            except AlreadyExistsError:
+                self.get(artifact.kernel_id)
+            with self._engine.begin() as connection:
+                row = dataclasses.asdict(record)
+                connection.execute(sa.insert(_KERNELS).prefix_with("OR IGNORE").values(**row))
+        except (OSError, BaseError, SQLAlchemyError) as error:
+            raise LibraryError(
+                f"kernel {artifact.kernel_id[:12]} could not be kept in {self.folder}: {error}"
+            ) from error
+        return artifact.kernel_id
+
+    def get(self, kernel_id: str) -> Artifact:
+        """The artifact of that id, its bytes verified.
+
+        Raises:
+            KernelNotFoundError: where the library has none.
+            ArtifactError: where its file is damaged.
+            LibraryError: where its file cannot be read.
+        """
+        try:
+            data = bytes(obstore.get(self._blobs, self._blob(kernel_id)).bytes())
+        except FileNotFoundError as error:
+            raise KernelNotFoundError(
+                f"the library {self.folder} holds no kernel {kernel_id[:12]}: compile or copy it"
+                " there first"
+            ) from error
+        except (OSError, BaseError) as error:
+            raise LibraryError(
+                f"kernel {kernel_id[:12]} cannot be read from {self.folder}: {error}"
+            ) from error
+        return read_artifact(data, expected_id=kernel_id)
+
+    def find(
+        self,
+        signature: KernelSignature | None = None,
+        *,
+        blueprint: str | None = None,
+        recipe: str | None = None,
+    ) -> list[KernelRecord]:
+        """The kernels that fit a signature, ordered by blueprint, seed and id."""
+        query = sa.select(_KERNELS).order_by(
+            _KERNELS.c.blueprint, _KERNELS.c.init_seed, _KERNELS.c.kernel_id
+        )
+        if signature is not None:
+            query = query.where(_KERNELS.c.signature == str(signature))
+        if blueprint is not None:
+            query = query.where(_KERNELS.c.blueprint == blueprint)
+        if recipe is not None:
+            query = query.where(_KERNELS.c.recipe == recipe)
+        try:
+            with self._engine.connect() as connection:
+                rows = connection.execute(query).mappings().all()
+        except SQLAlchemyError as error:
+            raise LibraryError(f"the library {self.folder} cannot be searched: {error}") from error
+        return [KernelRecord(**row) for row in rows]

@@ -1,0 +1,39 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def _loaded(statement: str) -> set[str]:
+    script = f"import sys\n{statement}\nprint(*sorted(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement", ["import esper", "import esper; esper.__version__", "import esper.contracts"]
+)
+def test_importing_esper_pulls_in_neither_torch_nor_jax(statement):
+    assert not _loaded(statement) & {"torch", "jax", "jaxlib", "equinox"}
+
+
+def test_the_core_and_the_jax_face_do_not_import_torch():
+    assert "torch" not in _loaded("import esper_functional, esper_adapters.equinox")
+
+
+def test_the_torch_face_does_not_import_equinox():
+    assert "equinox" not in _loaded("import esper_adapters.pytorch")
+
+
+def test_the_names_that_users_type():
+    import esper
+    from esper.execution import KasminaLayer, SeedLifecycleState
+
+    assert esper.__all__ == ["unwrap", "wrap"]
+    assert callable(esper.wrap)
+    assert KasminaLayer.__mro__[1].__name__ == "Linear"
+    assert SeedLifecycleState.FOSSILIZED == 4
+    with pytest.raises(AttributeError, match="no attribute 'wrp'"):
+        esper.wrp  # noqa: B018
