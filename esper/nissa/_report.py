@@ -10,7 +10,6 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,10 @@ from esper.nissa._figures import (
     draw_region,
     draw_timeline,
 )
+from esper.nissa._growth import Growth, read_growth
 from esper.nissa._record import RunRecord
 from esper_functional import (
-    Event,
     EventKind,
-    KasminaException,
-    SeedLifecycleState,
-    SeedState,
-    advance,
-    apply_event,
-    init_seeds,
-    running,
 )
 
 ACTIVITIES = ("train", "evaluate", "compile", "checkpoint", "record")
@@ -61,29 +53,13 @@ _DECISIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _Growth:
-    """What the events of a run tell of its seeds."""
-
-    histories: tuple[SeedHistory, ...]
-    """Of the seeds that ever left DORMANT."""
-    kept: int
-    """Kernels that run at the end."""
-    removed: int
-    """Kernels asked for that do not."""
-    grew: bool
-    """Whether a seed changed after step 0."""
-    trouble: str = ""
-    """Why nothing is told, where the events contradict each other."""
-
-
-@dataclasses.dataclass(frozen=True)
 class _Arm:
     """The runs of one arm and what they have in common."""
 
     label: str
     place: int
     runs: tuple[RunRecord, ...]
-    growths: tuple[_Growth, ...]
+    growths: tuple[Growth, ...]
 
     @property
     def measured(self) -> list[RunRecord]:
@@ -134,7 +110,7 @@ def write_report(
 
 def _section(name: str, groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, Any]:
     arms = [
-        _Arm(label, place, tuple(runs), tuple(_growth(run) for run in runs))
+        _Arm(label, place, tuple(runs), tuple(read_growth(run) for run in runs))
         for place, (label, runs) in enumerate(groups.items())
     ]
     return {
@@ -281,73 +257,6 @@ def _curve(arm: _Arm, key: str, log: bool) -> Curve | None:
     return Curve(np.array(steps), middle, low, high, arm.place)
 
 
-# Growth
-
-
-def _growth(run: RunRecord) -> _Growth:
-    """Fold the events of each seed, to see its stage and alpha between them."""
-    moves = [entry for entry in run.events if entry["kind"] != EventKind.HEALTH]
-    last = [int(row["step"]) for row in (*run.metrics[-1:], *run.events[-1:])]
-    by_seed: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for entry in moves:
-        by_seed.setdefault((entry["layer"], entry["seed"]), []).append(entry)
-    try:
-        folded = [_fold(*at, by_seed[at], max(last, default=0)) for at in sorted(by_seed)]
-    except (KasminaException, ValueError) as error:
-        trouble = f"its events cannot be told as a history ({error}); see esper replay."
-        return _Growth((), 0, 0, grew=False, trouble=trouble)
-    kept = sum(bool(running(state)[0, 0]) for _, state in folded)
-    waiting = sum(bool(state.stage[0, 0] == SeedLifecycleState.LOADING) for _, state in folded)
-    asked = sum(entry["kind"] == EventKind.LOAD for entry in moves)
-    return _Growth(
-        histories=tuple(history for history, _ in folded),
-        kept=kept,
-        removed=asked - kept - waiting,
-        grew=any(entry["step"] > 0 for entry in moves),
-    )
-
-
-def _fold(
-    layer: int, seed: int, entries: Sequence[Mapping[str, Any]], end: int
-) -> tuple[SeedHistory, SeedState]:
-    """The history of one seed until `end`, and its state then."""
-    state = init_seeds(1, 1)
-    stages = [(0, SeedLifecycleState.DORMANT)]
-    corners: list[tuple[int, float]] = []
-    for entry in entries:
-        step, kind = int(entry["step"]), EventKind(entry["kind"])
-        state, passed = _advance(state, step)
-        event = Event(step, 0, 0, kind, entry["kernel"], entry["value"], entry["span"])
-        state = apply_event(state, event)
-        corners += [*passed, _corner(state, step)]
-        stage = SeedLifecycleState(int(state.stage[0, 0]))
-        if stage is not stages[-1][1]:
-            stages.append((step, stage))
-    state, passed = _advance(state, end)
-    corners += passed
-    spans = [
-        (first, then, stage)
-        for (first, stage), (then, _) in pairwise([*stages, (end, stages[-1][1])])
-        if first < then
-    ]
-    return SeedHistory(layer, seed, tuple(spans), tuple(corners)), state
-
-
-def _advance(state: SeedState, step: int) -> tuple[SeedState, list[tuple[int, float]]]:
-    """The state at `step`, and the corners of alpha on the way there."""
-    corners: list[tuple[int, float]] = []
-    ramp_end = int(state.ramp_start[0, 0] + state.ramp_span[0, 0])
-    if state.ramp_span[0, 0] > 0 and ramp_end < step:
-        state = advance(state, ramp_end)
-        corners.append(_corner(state, ramp_end))
-    state = advance(state, step)
-    return state, [*corners, _corner(state, step)]
-
-
-def _corner(state: SeedState, step: int) -> tuple[int, float]:
-    return step, float(state.alpha[0, 0]) if running(state)[0, 0] else math.nan
-
-
 def _timelines(section: str, arm: _Arm) -> dict[str, Any]:
     runs = list(zip(arm.runs, arm.growths, strict=True)) if arm.grew else []
     return {
@@ -369,7 +278,7 @@ def _quiet(arm: _Arm) -> str:
     return "no seed ever left DORMANT."
 
 
-def _timeline(who: str, run: RunRecord, growth: _Growth) -> dict[str, Any]:
+def _timeline(who: str, run: RunRecord, growth: Growth) -> dict[str, Any]:
     figure = None
     if growth.histories:
         ends = (span[1] for history in growth.histories for span in history.spans)
