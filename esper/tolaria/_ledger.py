@@ -54,7 +54,7 @@ def event_entry(event: Event, reason: str = "") -> dict[str, Any]:
         "seed": event.seed,
         "kind": event.kind.value,
         "kernel": event.kernel_id,
-        "value": event.value,
+        "value": float(event.value),
         "span": event.span,
         "reason": reason,
     }
