@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-from esper_functional import Event, EventKind, SeedIndexError
+from esper_functional import BlendError, Event, EventKind, SeedIndexError
 
 
 def find_row(name: str, names: Sequence[str]) -> int:
@@ -23,14 +23,25 @@ def nothing_matched(targets: Iterable[type], present: Iterable[str]) -> SeedInde
     """The error for target types of which the host has no layer."""
     wanted = ", ".join(t.__name__ for t in targets)
     return SeedIndexError(
-        f"wrap: the model has no layer of type {wanted}; it is made of"
-        f" {', '.join(sorted(set(present)))}. Name one of these in `target_layers`."
+        f"wrap: the model has no linear layer of type {wanted}; it is made of"
+        f" {', '.join(sorted(set(present)))}. Linear layers are what can carry seeds."
     )
 
 
 def first_alpha(confidence: float) -> float:
     """The alpha of a freshly loaded kernel that is not ramped: min(0.6·confidence, 0.5)."""
     return min(0.6 * confidence, 0.5)
+
+
+def check_alpha(alpha: float) -> float:
+    """`alpha`, if it is in [0, 1].
+
+    Raises:
+        BlendError: for anything else, NaN included.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise BlendError(f"alpha must be in [0, 1], got {alpha}")
+    return float(alpha)
 
 
 def load_events(

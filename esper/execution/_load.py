@@ -8,6 +8,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from esper.artifacts import Artifact, load_stablehlo, load_torchscript
+from esper.contracts import KernelSignature
+from esper.tezzeret import jax_program, parse_blueprint, resolve
 from esper_functional import Kernel, Program
 
 if TYPE_CHECKING:
@@ -15,8 +17,18 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=256)
-def _jax_program(digest: str, stablehlo: bytes) -> Program:
-    return Program(f"stablehlo:{digest}", load_stablehlo(stablehlo).call, batches=False)
+def _jax_program(
+    digest: str,
+    stablehlo: bytes,
+    blueprint: bytes,
+    signature: str,
+    sizes: tuple[tuple[str, int], ...],
+) -> Program:
+    # A deserialised program cannot be mapped; its blueprint's function can, and the
+    # compiler has refused the artifact unless they agree.
+    ir = parse_blueprint(blueprint.decode(), "the artifact's blueprint")
+    twin = jax_program(resolve(ir, KernelSignature.model_validate_json(signature), dict(sizes)))
+    return Program(f"stablehlo:{digest}", load_stablehlo(stablehlo).call, batches=False, twin=twin)
 
 
 @lru_cache(maxsize=256)
@@ -32,9 +44,16 @@ def load_jax_kernel(artifact: Artifact) -> Kernel:
     """
     import jax.numpy as jnp
 
-    digest = artifact.manifest.digests["program.stablehlo"]
+    manifest = artifact.manifest
+    program = _jax_program(
+        manifest.digests["program.stablehlo"],
+        artifact.stablehlo,
+        artifact.blueprint,
+        manifest.signature.model_dump_json(),
+        tuple(sorted(manifest.sizes.items())),
+    )
     params = {name: jnp.asarray(p) for name, p in artifact.params.items()}
-    return Kernel(_jax_program(digest, artifact.stablehlo), params)
+    return Kernel(program, params)
 
 
 def load_torch_kernel(artifact: Artifact) -> "TorchKernel":

@@ -10,6 +10,7 @@ from esper.tezzeret._blueprint import (
     resolve,
 )
 from esper.tezzeret._compile import compile_blueprint, kernel_recipe
+from esper.tezzeret._programs import jax_program
 
 __all__ = [
     "BlueprintIR",
@@ -17,6 +18,7 @@ __all__ = [
     "Node",
     "blueprint_names",
     "compile_blueprint",
+    "jax_program",
     "kernel_recipe",
     "load_blueprint",
     "parse_blueprint",

@@ -33,6 +33,7 @@ from esper_functional import (
     EventKind,
     Kernel,
     Live,
+    Observed,
     Plan,
     SeedLifecycleState,
     SeedState,
@@ -40,7 +41,7 @@ from esper_functional import (
     count_faults,
     count_params,
     fault_events,
-    forward,
+    forward_batch,
     gather,
     gather_weights,
     health_score,
@@ -80,13 +81,10 @@ def _merge(plan: Plan, trained: Sequence[Any], fossils: Sequence[Any]) -> tuple[
     return tuple(next(frozen) if run.frozen else next(active) for run in plan.runs)
 
 
-def _logits(
-    static: _Static, plan: Plan, host: Any, live: Live | None, x: Any, capture: bool
-) -> Any:
-    def one(example: Any) -> Any:
-        return forward(static.functional.net, plan, host, live, example, capture=capture)
-
-    return jax.vmap(one)(x)
+def _forward(
+    static: _Static, plan: Plan, host: Any, live: Live | None, x: Any, *, capture: bool = False
+) -> tuple[Any, Observed]:
+    return forward_batch(static.functional.net, plan, host, live, x, capture=capture)
 
 
 def _with_params(live: Live | None, params: tuple[Any, ...]) -> Live | None:
@@ -117,7 +115,7 @@ def _step_program(static: _Static, plan: Plan) -> Any:
 
         def loss_of(host: Any, trained: tuple[Any, ...]) -> Any:
             own = _with_params(live, _merge(plan, trained, fossils))
-            logits, seen = _logits(static, plan, host, own, x, capture=False)
+            logits, seen = _forward(static, plan, host, own, x)
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
             return loss, seen.faults
 
@@ -130,7 +128,7 @@ def _step_program(static: _Static, plan: Plan) -> Any:
             _update(static, d, m, p) for d, m, p in zip(d_trained, moments, trained, strict=True)
         ]
         trained = tuple(params for params, _ in stepped)
-        after = count_faults(live, [fault.any() for fault in faults])
+        after = count_faults(live, faults)
         errors = None if after is None else after.errors
         return host, host_moments, trained, tuple(m for _, m in stepped), errors, loss
 
@@ -139,7 +137,7 @@ def _step_program(static: _Static, plan: Plan) -> Any:
 
 def _evaluation_program(static: _Static, plan: Plan) -> Any:
     def evaluate(host: Any, live: Live | None, x: Any, y: Any) -> Any:
-        logits, seen = _logits(static, plan, host, live, x, capture=True)
+        logits, seen = _forward(static, plan, host, live, x, capture=True)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
         accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == y).astype(jnp.float32))
         scores = [jnp.asarray(health_score(k)) for k in seen.outputs]
@@ -150,7 +148,7 @@ def _evaluation_program(static: _Static, plan: Plan) -> Any:
 
 def _prediction_program(static: _Static, plan: Plan) -> Any:
     def predict(host: Any, live: Live | None, x: Any) -> Any:
-        return jax.nn.softmax(_logits(static, plan, host, live, x, capture=False)[0])
+        return jax.nn.softmax(_forward(static, plan, host, live, x)[0])
 
     return predict
 

@@ -41,6 +41,7 @@ from esper_functional._execute import (
     count_faults,
     execute,
     forward,
+    forward_batch,
     run,
     run_site,
 )
@@ -159,6 +160,7 @@ __all__ = [
     "fault_events",
     "fold_events",
     "forward",
+    "forward_batch",
     "gather",
     "gather_weights",
     "health_score",

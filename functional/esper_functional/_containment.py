@@ -6,13 +6,18 @@ alone still multiplies zero by NaN on the way back:
 
 - to the input: zero for every example whose output or whose own gradient is
   not finite;
-- to the parameters: zero for the whole step if any example's output was not
-  finite (their gradient is a sum over examples, and cannot be split).
+- to the parameters: zero for a whole call if any of its examples' outputs was
+  not finite (their gradient is a sum over examples, and cannot be split).
 
-A mapped axis is folded into the batch, so that programs without batching rules
-(deserialised ones) run under `jax.vmap` at the price of one call, with exact
-parameter gradients. Where parameters themselves are mapped, programs without
-batching rules are run in a loop. Forward-mode differentiation is not supported.
+Under `jax.vmap` a mapped axis is folded into the batch, so that programs
+without batching rules (deserialised ones) run at the price of one call. The
+gradient of the parameters is then needed for each mapped element by itself,
+because nothing tells a gradient inside the map from one outside of it; it comes
+from the program's mappable form, or from a loop where it has none. A caller who
+does know that the map is inside the gradient (`forward_batch`) asks for the sum
+over the mapped axis, which costs no more than a plain batch.
+
+Forward-mode differentiation is not supported.
 """
 
 from collections.abc import Callable
@@ -24,6 +29,8 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from esper_functional._kernel import Params, Program
+
+Apply = Callable[[Params, jax.Array], jax.Array]
 
 
 def _examples_finite(x: jax.Array, rank: int) -> jax.Array:
@@ -39,105 +46,109 @@ def _unfold(x: jax.Array, size: int) -> jax.Array:
     return x.reshape((size, x.shape[0] // size, *x.shape[1:]))
 
 
-def _mapped(tree: Any) -> bool:
-    return any(jax.tree.leaves(tree))
-
-
-def _over_mapped_params(
-    program: Program, call: Callable[..., Any], in_batched: Any, args: tuple[Any, ...]
-) -> Any:
-    """Run `call` with every argument mapped: by vmap if the program can, else in a loop."""
-    size = next(
-        leaf.shape[0]
-        for leaf, hit in zip(jax.tree.leaves(args), jax.tree.leaves(in_batched), strict=True)
-        if hit
-    )
-    full = jax.tree.map(
+def _all_mapped(size: int, in_batched: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with every leaf mapped."""
+    return jax.tree.map(
         lambda leaf, hit: leaf if hit else jnp.broadcast_to(leaf, (size, *leaf.shape)),
         args,
         tuple(in_batched),
     )
-    if program.batches:
-        return jax.vmap(call)(*full)
-    return jax.lax.map(lambda one: call(*one), full)
+
+
+def _pull_back(
+    apply: Apply,
+    rank: int,
+    params: Params,
+    x: jax.Array,
+    finite: jax.Array,
+    cotangent: jax.Array,
+) -> tuple[Params, jax.Array]:
+    """The contained gradients of one batch."""
+    # The forward pass is traced again here instead of kept: XLA merges the two,
+    # and a folded batch needs no residuals of unknown layout.
+    _, pull_back = jax.vjp(apply, params, x)
+    d_params, d_x = pull_back(jnp.where(finite, cotangent, jnp.zeros_like(cotangent)))
+    clean = jnp.all(finite)
+    d_params = jax.tree.map(lambda d: jnp.where(clean, d, jnp.zeros_like(d)), d_params)
+    row = finite.reshape(finite.shape[:1] + (1,) * rank)
+    return d_params, jnp.where(row & _examples_finite(d_x, rank), d_x, jnp.zeros_like(d_x))
 
 
 @cache
-def _contained(program: Program) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
+def _contained(program: Program, summed: bool) -> Apply:
     rank = program.example_rank
-
-    def run_batch(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        k = program.apply(params, x)
-        return k, _examples_finite(k, k.ndim - 1)
-
-    def pull_back_batch(
-        params: Params, x: jax.Array, finite: jax.Array, cotangent: jax.Array
-    ) -> tuple[Params, jax.Array]:
-        # The forward pass is traced again here instead of kept: XLA merges the
-        # two, and a folded batch needs no residuals of unknown layout.
-        _, pull_back = jax.vjp(program.apply, params, x)
-        d_params, d_x = pull_back(jnp.where(finite, cotangent, jnp.zeros_like(cotangent)))
-        clean = jnp.all(finite)
-        d_params = jax.tree.map(lambda d: jnp.where(clean, d, jnp.zeros_like(d)), d_params)
-        row = finite.reshape(finite.shape[:1] + (1,) * rank)
-        return d_params, jnp.where(row & _examples_finite(d_x, rank), d_x, jnp.zeros_like(d_x))
+    mappable = program.mappable
 
     @custom_vmap
-    def forward(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return run_batch(params, x)
+    def forward(params: Params, x: jax.Array) -> jax.Array:
+        return program.apply(params, x)
 
     @forward.def_vmap
     def _forward_rule(size: int, in_batched: Any, params: Params, x: jax.Array) -> Any:
-        if _mapped(in_batched[0]):
-            return _over_mapped_params(program, run_batch, in_batched, (params, x)), (True, True)
-        k, finite = forward(params, _fold(x))
-        return (_unfold(k, size), _unfold(finite, size)), (True, True)
+        if not any(jax.tree.leaves(in_batched[0])):
+            return _unfold(forward(params, _fold(x)), size), True
+        args = _all_mapped(size, in_batched, (params, x))
+        if mappable is not None:
+            return jax.vmap(mappable)(*args), True
+        return jax.lax.map(lambda one: forward(*one), args), True
 
     @custom_vmap
     def backward(
         params: Params, x: jax.Array, finite: jax.Array, cotangent: jax.Array
     ) -> tuple[Params, jax.Array]:
-        return pull_back_batch(params, x, finite, cotangent)
+        return _pull_back(program.apply, rank, params, x, finite, cotangent)
 
     @backward.def_vmap
-    def _backward_rule(
-        size: int,
-        in_batched: Any,
-        params: Params,
-        x: jax.Array,
-        finite: jax.Array,
-        cotangent: jax.Array,
-    ) -> Any:
-        if _mapped(in_batched[0]):
-            args = (params, x, finite, cotangent)
-            out = _over_mapped_params(program, pull_back_batch, in_batched, args)
-            return out, jax.tree.map(lambda _: True, out)
-        rows = [
-            _fold(a if hit else jnp.broadcast_to(a, (size, *a.shape)))
-            for a, hit in zip((x, finite, cotangent), in_batched[1:], strict=True)
-        ]
-        d_params, d_x = backward(params, *rows)
-        # Already summed over the mapped axis, and marked as not mapped: jax then
-        # takes it as the cotangent of the parameters, which are not mapped either.
+    def _backward_rule(size: int, in_batched: Any, *args: Any) -> Any:
+        full = _all_mapped(size, in_batched, args)
+        if mappable is not None:
+            own = mappable
+            out = jax.vmap(lambda *one: _pull_back(own, rank, *one))(*full)
+        else:
+            out = jax.lax.map(lambda one: backward(*one), full)
+        return out, jax.tree.map(lambda _: True, out)
+
+    @custom_vmap
+    def backward_summed(
+        params: Params, x: jax.Array, finite: jax.Array, cotangent: jax.Array
+    ) -> tuple[Params, jax.Array]:
+        return backward(params, x, finite, cotangent)
+
+    @backward_summed.def_vmap
+    def _backward_summed_rule(size: int, in_batched: Any, params: Params, *rows: Any) -> Any:
+        if any(jax.tree.leaves(in_batched[0])):
+            return _backward_rule(size, in_batched, params, *rows)
+        folded = [_fold(row) for row in _all_mapped(size, in_batched[1:], rows)]
+        # Any map further out is met by the careful rule.
+        d_params, d_x = backward(params, *folded)
+        # Summed over the mapped axis and marked as not mapped: jax passes that on as
+        # the cotangent of parameters that are not mapped either.
         return (d_params, _unfold(d_x, size)), (jax.tree.map(lambda _: False, d_params), True)
 
     @jax.custom_vjp
-    def call(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def call(params: Params, x: jax.Array) -> jax.Array:
         return forward(params, x)
 
     def call_forward(params: Params, x: jax.Array) -> Any:
-        k, finite = forward(params, x)
-        return (k, finite), (params, x, finite)
+        k = forward(params, x)
+        return k, (params, x, _examples_finite(k, k.ndim - 1))
 
-    def call_backward(residuals: Any, cotangents: Any) -> tuple[Params, jax.Array]:
-        return backward(*residuals, cotangents[0])
+    def call_backward(residuals: Any, cotangent: jax.Array) -> tuple[Params, jax.Array]:
+        return (backward_summed if summed else backward)(*residuals, cotangent)
 
     call.defvjp(call_forward, call_backward)
     return call
 
 
-def run_contained(program: Program, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def run_contained(
+    program: Program, params: Params, x: jax.Array, *, summed: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Run a kernel on `[*batch, *example]`.
+
+    Args:
+        summed: under one `jax.vmap`, give the parameters' gradient summed over the
+            mapped axis. Right only where that map is inside of the gradient; see
+            `forward_batch`, which is the one who knows.
 
     Returns:
         Its output as it is, and a bool per example that broadcasts against it:
@@ -145,5 +156,7 @@ def run_contained(program: Program, params: Params, x: jax.Array) -> tuple[jax.A
     """
     lead = x.shape[: x.ndim - program.example_rank]
     flat = x.reshape((-1, *x.shape[len(lead) :]))
-    k, finite = _contained(program)(params, flat)
+    k = _contained(program, summed)(params, flat)
+    # No gradient enters the verdict: jax would differentiate the comparison.
+    finite = _examples_finite(jax.lax.stop_gradient(k), k.ndim - 1)
     return k.reshape(lead + k.shape[1:]), finite.reshape(lead + finite.shape[1:])

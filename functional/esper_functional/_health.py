@@ -4,17 +4,26 @@ All take the outputs of one batch, `[batch, features]`, and return a scalar.
 Written against the array API, so that both backends report the same numbers.
 """
 
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 
 from esper_functional._arrays import Array, Scalar, namespace
 
 DEAD_BELOW = 1e-6
-"""A feature whose standard deviation over a batch is below this is dead."""
+"""A feature is dead whose range over a batch is below this, or below this part of its largest
+magnitude. (The range of equal numbers is exactly 0; their standard deviation need not be.)"""
 
 
 def _flat(outputs: Float[Array, "*batch features"]) -> Float32[Array, "rows features"]:
     xp = namespace(outputs)
     return xp.astype(xp.reshape(outputs, (-1, outputs.shape[-1])), xp.float32)
+
+
+def _still(rows: Float32[Array, "rows features"]) -> Bool[Array, " features"]:
+    """Which features do not vary."""
+    xp = namespace(rows)
+    scale = xp.maximum(xp.max(xp.abs(rows), axis=0), xp.asarray(1.0, dtype=xp.float32))
+    spread = xp.max(rows, axis=0) - xp.min(rows, axis=0)
+    return spread < xp.asarray(DEAD_BELOW, dtype=xp.float32) * scale
 
 
 def activation_variance(outputs: Float[Array, "*batch features"]) -> Float32[Scalar, ""]:
@@ -26,8 +35,7 @@ def activation_variance(outputs: Float[Array, "*batch features"]) -> Float32[Sca
 def dead_ratio(outputs: Float[Array, "*batch features"]) -> Float32[Scalar, ""]:
     """Share of features, in [0, 1], that do not vary over the batch."""
     xp = namespace(outputs)
-    still = xp.std(_flat(outputs), axis=0) < DEAD_BELOW
-    return xp.mean(xp.astype(still, xp.float32))
+    return xp.mean(xp.astype(_still(_flat(outputs)), xp.float32))
 
 
 def mean_abs_correlation(outputs: Float[Array, "*batch features"]) -> Float32[Scalar, ""]:
@@ -40,7 +48,7 @@ def mean_abs_correlation(outputs: Float[Array, "*batch features"]) -> Float32[Sc
     features = rows.shape[1]
     centred = rows - xp.mean(rows, axis=0)
     spread = xp.std(rows, axis=0)
-    alive = spread >= DEAD_BELOW
+    alive = ~_still(rows)
     one = xp.asarray(1.0, dtype=xp.float32)
     unit = xp.where(alive, centred / xp.where(alive, spread, one), 0.0 * one)
     correlation = xp.abs(unit.T @ unit) / rows.shape[0]

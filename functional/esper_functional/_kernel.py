@@ -28,7 +28,16 @@ class Program:
     example_rank: int = dataclasses.field(default=1, compare=False)
     """Rank of one example's input."""
     batches: bool = dataclasses.field(default=True, compare=False)
-    """Whether `apply` has batching rules (a deserialised program has none)."""
+    """Whether `apply` has batching rules; a deserialised program has none."""
+    twin: Callable[[Params, Any], Any] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
+    """For a program without batching rules, the same computation with them, if there is one."""
+
+    @property
+    def mappable(self) -> Callable[[Params, Any], Any] | None:
+        """The form that `jax.vmap` can map, or None."""
+        return self.apply if self.batches else self.twin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +76,25 @@ def check_kernel(
     """
     x = jax.ShapeDtypeStruct((2, *in_shape), dtype)
     expected = f"input {in_shape} -> output {out_shape} of {jnp.dtype(dtype).name}"
+    advice = "Choose a kernel compiled for this signature."
     try:
         y = jax.eval_shape(kernel.program.apply, kernel.params, x)
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise KernelMismatchError(
             f"the kernel does not fit {where}: expected {expected}; it refused such an input"
-            f" ({reason}). Choose a kernel compiled for this signature."
+            f" ({type(error).__name__}: {reason}). {advice}"
         ) from error
-    found = (tuple(y.shape[1:]), jnp.dtype(y.dtype))
-    if found != (tuple(out_shape), jnp.dtype(dtype)):
+    if not isinstance(y, jax.ShapeDtypeStruct):
+        raise KernelMismatchError(
+            f"the kernel does not fit {where}: expected {expected}; it returns a"
+            f" {type(y).__name__} instead of one array. {advice}"
+        )
+    if (y.shape, y.dtype) != ((2, *out_shape), jnp.dtype(dtype)):
+        batched = f", and for two examples {y.shape}" if y.shape[:1] != (2,) else ""
         raise KernelMismatchError(
             f"the kernel does not fit {where}: expected {expected}; its output is"
-            f" {found[0]} of {found[1].name}. Choose a kernel compiled for this signature."
+            f" {tuple(y.shape[1:])} of {y.dtype.name}{batched}. {advice}"
         )
 
 

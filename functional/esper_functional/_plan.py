@@ -125,12 +125,15 @@ def plan(
             f"a plan needs a state of shape [layers, seeds] with one row for each of the"
             f" {len(sites)} sites {tuple(sites)}; got shape {state.shape}"
         )
+    if len(set(sites)) != len(sites):
+        raise SeedIndexError(f"the sites of a plan must have different names; got {tuple(sites)}")
     slots, stages = np.asarray(state.slot), np.asarray(state.stage)
     runs: list[list[Run]] = [[] for _ in sites]
     for layer, seed in running_seeds(state):
         slot = int(slots[layer, seed])
         try:
-            kernel = kernels[slot]
+            # A sequence would take the slot of no kernel, -1, for its last.
+            kernel = kernels[slot] if slot >= 0 else {}[slot]
         except (KeyError, IndexError):
             raise SeedIndexError(
                 f"seed {seed} of site {sites[layer]!r} runs the kernel in slot {slot}, and no"

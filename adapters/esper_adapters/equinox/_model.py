@@ -13,7 +13,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from esper_adapters._naming import find_row, first_alpha, load_events, nothing_matched
+from esper_adapters._naming import (
+    check_alpha,
+    find_row,
+    first_alpha,
+    load_events,
+    nothing_matched,
+)
 from esper_adapters.equinox._layer import GraftedLinear, is_linear, is_site, path_name
 from esper_functional import (
     Event,
@@ -52,7 +58,8 @@ class SeededModel:
 
     Train `module` as you would the host, and put what comes out back with
     `with_module`. The seed state is not part of `module`: it lives on the host,
-    where what runs is decided.
+    where what runs is decided. Calling `module` contains faults and cannot count them, for
+    a call returns an output and nothing else; `to_functional` with the core's `run` does.
     """
 
     host: Any
@@ -140,6 +147,8 @@ class SeededModel:
         Raises:
             KernelMismatchError, SeedIndexError, SeedLifecycleError.
         """
+        # First the state, which refuses layers and seeds that are not there.
+        seeds = apply_event(self.seeds, event, layers=self.sites)
         slot = event.layer * self.seeds.shape[1] + event.seed
         kernels = dict(self.kernels)
         if event.kind is EventKind.ACTIVATE:
@@ -155,7 +164,6 @@ class SeededModel:
                 f"seed {event.seed} of layer {self.sites[event.layer]!r}",
             )
             kernels[slot] = kernel
-        seeds = apply_event(self.seeds, event, layers=self.sites)
         if event.kind in (EventKind.UNLOAD, EventKind.CANCEL, EventKind.RESET):
             kernels.pop(slot, None)
         return dataclasses.replace(self, seeds=seeds, kernels=kernels)
@@ -194,7 +202,7 @@ class SeededModel:
             kernel_id, found = kernel, self.resolve(kernel)
             kernel, confidence = found.kernel, found.confidence
         row = find_row(layer_name, self.sites)
-        value = first_alpha(confidence) if alpha is None else alpha
+        value = check_alpha(first_alpha(confidence) if alpha is None else alpha)
         slot = row * self.seeds.shape[1] + seed_idx
         load, activate = load_events(step, row, seed_idx, slot, kernel_id, value)
         return self.apply_event(load).apply_event(activate, kernel)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esper_adapters._naming import first_alpha, load_events
+from esper_adapters._naming import check_alpha, first_alpha, load_events
 from esper_adapters.pytorch._kernel import GraftedKernel, TorchKernel, check_torch_kernel
 from esper_functional import (
     FAILURES_TO_RECOVERY,
@@ -39,9 +39,21 @@ class SeedTable:
     """The seeds of a torch model: one `SeedState` and the names of its layers."""
 
     def __init__(self, names: tuple[str, ...], num_seeds: int) -> None:
+        if num_seeds < 1:
+            raise SeedIndexError(f"a layer carries at least 1 seed; got {num_seeds}")
         self.names = names
         self.state: SeedState = init_seeds(len(names), num_seeds)
+        self.shown: np.ndarray = np.zeros((len(names), num_seeds), np.float32)
+        """The alphas that the layers' blend weights stand for."""
         self.listeners: list[Callable[[Event], None]] = []
+        """Told of every event. A copy of the model starts without any."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SeedTable":
+        twin = SeedTable(self.names, self.state.shape[1])
+        memo[id(self)] = twin
+        # States are immutable, and may be shared.
+        twin.state, twin.shown = self.state, self.shown.copy()
+        return twin
 
     def apply(self, event: Event) -> None:
         """Change the state by one event and tell the listeners."""
@@ -59,6 +71,8 @@ class KasminaLayer(nn.Linear):
         layer_name: its name in events and messages.
         blend: "convex", "residual" or "sequential".
         isolate: stop gradients from kernels to the layer's input.
+
+    In training mode every call counts as a step of its kernels' consecutive failures.
 
     A stand-alone layer holds a seed state of one row. In a wrapped model the
     layers share one state, and each refers to its row.
@@ -128,7 +142,7 @@ class KasminaLayer(nn.Linear):
         return mix(self.blend, h, outputs, finite, self._host_weight, self._weights, torch.where)
 
     def _count(self, i: int, ok: Tensor) -> None:
-        """Count a failed step, on the device: no forward pass waits for it."""
+        """Count a failed call, on the device: no forward pass waits for it."""
         errors = self._errors[i]
         counted = torch.where(ok.all(), 0, errors + 1)
         errors.copy_(torch.where(self._working[i], counted, errors))
@@ -141,7 +155,8 @@ class KasminaLayer(nn.Linear):
     def capture(self, x: Tensor) -> list[Tensor]:
         """The outputs of the running kernels on a layer input, without gradients."""
         with torch.no_grad():
-            return [kernel(x)[0] for kernel in self._runs]
+            # TorchScript that has run with gradients keeps recording them.
+            return [kernel(x.detach())[0].detach() for kernel in self._runs]
 
     def apply_event(self, event: Event, kernel: TorchKernel | None = None) -> None:
         """Change a seed by an event; ACTIVATE needs the `kernel` that it grafts.
@@ -183,45 +198,51 @@ class KasminaLayer(nn.Linear):
                 kernel.frozen = True
                 kernel.requires_grad_(False)
         own = np.asarray(running(state))[row]
-        runs = tuple(
-            module for seed in np.flatnonzero(own) if (module := self.kernel(int(seed))) is not None
-        )
-        host, kernels = blend_weights(self.blend, np.asarray(state.alpha)[row], own)
-        errors = np.asarray(state.error_count)[row][own]
-        if runs != self._runs or (runs and self._host_weight.device != self.weight.device):
+        held = {id(kernel): i for i, kernel in enumerate(self._runs)}
+        grafted = {int(s): k for s in np.flatnonzero(own) if (k := self.kernel(int(s))) is not None}
+        runs = tuple(grafted.values())
+        if runs != self._runs:
             device = self.weight.device
+            errors: list[Tensor] = []
+            working: list[Tensor] = []
+            for seed, kernel in grafted.items():
+                if id(kernel) in held:
+                    # It runs on, with failures that the state has not absorbed yet.
+                    errors.append(self._errors[held[id(kernel)]])
+                    working.append(self._working[held[id(kernel)]])
+                else:
+                    count = int(state.error_count[row, seed])
+                    errors.append(torch.tensor(count, dtype=torch.int32, device=device))
+                    working.append(torch.tensor(count < FAILURES_TO_RECOVERY, device=device))
+            self._errors, self._working = tuple(errors), tuple(working)
             self._host_weight = torch.ones((), device=device)
             self._weights = tuple(torch.zeros((), device=device) for _ in runs)
-            self._errors = tuple(torch.zeros((), dtype=torch.int32, device=device) for _ in runs)
-            self._working = tuple(torch.ones((), dtype=torch.bool, device=device) for _ in runs)
-        if runs:
-            # In place: a compiled forward keeps reading the same tensors.
-            self._host_weight.fill_(float(host))
-            for i, weight in enumerate(kernels[own]):
-                self._weights[i].fill_(float(weight))
-                self._errors[i].fill_(int(errors[i]))
-                self._working[i].fill_(bool(errors[i] < FAILURES_TO_RECOVERY))
-        else:
-            self._errors = ()
-        self._runs = runs
+            self._runs = runs
+        self.refresh_alpha()
 
     def refresh_alpha(self) -> None:
         """Bring the blend weights alone up to the seed state, along a ramp."""
-        state = self._table.state
-        own = np.asarray(running(state))[self._row]
-        host, kernels = blend_weights(self.blend, np.asarray(state.alpha)[self._row], own)
-        if self._runs:
-            self._host_weight.fill_(float(host))
-            for tensor, weight in zip(self._weights, kernels[own], strict=True):
-                tensor.fill_(float(weight))
+        state, row = self._table.state, self._row
+        alpha = np.asarray(state.alpha)[row]
+        self._table.shown[row] = alpha
+        if not self._runs:
+            return
+        own = np.asarray(running(state))[row]
+        host, kernels = blend_weights(self.blend, alpha, own)
+        # In place: a compiled forward keeps reading the same tensors.
+        self._host_weight.fill_(float(host))
+        for tensor, weight in zip(self._weights, kernels[own], strict=True):
+            tensor.fill_(float(weight))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "KasminaLayer":
-        errors = self.error_counts()
         super()._apply(fn, recurse)
         if self._runs:
-            self.refresh()
-            for tensor, count in zip(self._errors, errors, strict=True):
-                tensor.fill_(int(count))
+            # Only where they lie changes: blend weights and counts keep their dtypes.
+            device = self.weight.device
+            self._host_weight = self._host_weight.to(device)
+            self._weights = tuple(t.to(device) for t in self._weights)
+            self._errors = tuple(t.to(device) for t in self._errors)
+            self._working = tuple(t.to(device) for t in self._working)
         return self
 
     def error_counts(self) -> np.ndarray:
@@ -239,7 +260,8 @@ class KasminaLayer(nn.Linear):
             alpha: its first alpha; by default min(0.6 · confidence, 0.5).
 
         Raises:
-            SeedIndexError, SeedLifecycleError, KernelMismatchError: nothing is changed.
+            SeedIndexError, SeedLifecycleError, KernelMismatchError, BlendError: nothing is
+                changed.
         """
         if not 0 <= seed_idx < self.num_seeds:
             raise SeedIndexError(
@@ -247,16 +269,11 @@ class KasminaLayer(nn.Linear):
                 " counted from 0"
             )
         check_torch_kernel(kernel, self, f"layer {self.layer_name!r}")
-        value = first_alpha(kernel.confidence) if alpha is None else alpha
+        value = check_alpha(first_alpha(kernel.confidence) if alpha is None else alpha)
         slot = self._row * self.num_seeds + seed_idx
         load, activate = load_events(step, self._row, seed_idx, slot, kernel.kernel_id, value)
-        before = self._table.state
-        try:
-            self.apply_event(load)
-            self.apply_event(activate, kernel)
-        except Exception:
-            self._table.state = before
-            raise
+        self.apply_event(load)
+        self.apply_event(activate, kernel)
         return True
 
     def unload_kernel_sync(self, seed_idx: int, *, step: int = 0) -> None:
@@ -273,13 +290,17 @@ class KasminaLayer(nn.Linear):
 
 
 def advance_layers(table: SeedTable, layers: list[KasminaLayer], step: int) -> bool:
-    """Bring all ramps to `step`; returns whether any alpha moved."""
-    if not np.asarray(table.state.ramp_span).any():
-        return False
+    """Bring all ramps to `step`; returns whether any layer's alphas moved.
+
+    An event on one layer brings the ramps of all to its step, so what is compared is
+    what each layer shows, not whether a ramp is under way.
+    """
     table.state = advance(table.state, step)
+    stale = (np.asarray(table.state.alpha) != table.shown).any(axis=1)
     for layer in layers:
-        layer.refresh_alpha()
-    return True
+        if stale[layer.row]:
+            layer.refresh_alpha()
+    return bool(stale.any())
 
 
 def absorb_faults(table: SeedTable, layers: list[KasminaLayer], step: int) -> list[Event]:

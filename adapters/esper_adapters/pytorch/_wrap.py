@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper_adapters._naming import find_row, first_alpha, nothing_matched
+from esper_adapters._naming import check_alpha, find_row, first_alpha, nothing_matched
 from esper_adapters.pytorch._kernel import TorchKernel
 from esper_adapters.pytorch._layer import KasminaLayer, SeedTable
 from esper_functional import (
@@ -32,12 +32,22 @@ Resolve = Callable[[str], TorchKernel]
 """Finds a kernel by its id; raises LookupError where there is none."""
 
 
+class _Shared:
+    """Holds what copies of a model share instead of copying it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return self
+
+
 class MorphableModel(nn.Module):
     """What a wrapped model has beyond its host; never instantiated by itself."""
 
     _esper_table: SeedTable
     _esper_names: tuple[str, ...]
-    _esper_resolve: Resolve | None
+    _esper_resolve: _Shared
 
     @property
     def kasmina_layers(self) -> dict[str, KasminaLayer]:
@@ -54,6 +64,9 @@ class MorphableModel(nn.Module):
     def seed_table(self) -> SeedTable:
         """The seeds with their layers' names and listeners."""
         return self._esper_table
+
+    # A model that is itself a linear layer is a KasminaLayer too, and the methods below
+    # hide that class's own: they are called by their class.
 
     def _layer(self, layer_name: str) -> KasminaLayer:
         names = list(self._esper_names)
@@ -79,11 +92,12 @@ class MorphableModel(nn.Module):
             False, and the seed DORMANT, where the library has no such kernel.
 
         Raises:
-            SeedIndexError, SeedLifecycleError, KernelMismatchError: nothing is changed.
+            SeedIndexError, SeedLifecycleError, KernelMismatchError, BlendError: the seed is
+                as it was.
             KasminaException: where the kernel is there and cannot be read; the seed is
                 then in ERROR_RECOVERY.
         """
-        layer = self._begin(layer_name, seed_idx, kernel_artifact_id, step)
+        layer = self._begin(layer_name, seed_idx, kernel_artifact_id, alpha, step)
         return self._finish(layer, seed_idx, kernel_artifact_id, alpha, step, self._fetch)
 
     async def load_kernel(
@@ -96,28 +110,33 @@ class MorphableModel(nn.Module):
         step: int = 0,
     ) -> bool:
         """`load_kernel_sync`, reading the library in a thread."""
-        layer = self._begin(layer_name, seed_idx, kernel_artifact_id, step)
-        outcome: TorchKernel | Exception
+        layer = self._begin(layer_name, seed_idx, kernel_artifact_id, alpha, step)
+        outcome: TorchKernel | BaseException
         try:
             outcome = await asyncio.to_thread(self._fetch, kernel_artifact_id)
-        except (LookupError, KasminaException) as error:
+        except BaseException as error:  # a cancelled task included: `_finish` raises it again
             outcome = error
 
         def fetched(_: str) -> TorchKernel:
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, BaseException):
                 raise outcome
             return outcome
 
         return self._finish(layer, seed_idx, kernel_artifact_id, alpha, step, fetched)
 
     def _fetch(self, kernel_id: str) -> TorchKernel:
-        if self._esper_resolve is None:
+        resolve = self._esper_resolve.value
+        if resolve is None:
             raise KasminaException(
                 "this model was wrapped without a library: pass `library=` to esper.wrap"
             )
-        return self._esper_resolve(kernel_id)
+        return resolve(kernel_id)
 
-    def _begin(self, layer_name: str, seed_idx: int, kernel_id: str, step: int) -> KasminaLayer:
+    def _begin(
+        self, layer_name: str, seed_idx: int, kernel_id: str, alpha: float | None, step: int
+    ) -> KasminaLayer:
+        if alpha is not None:
+            check_alpha(alpha)
         layer = self._layer(layer_name)
         slot = layer.row * layer.num_seeds + seed_idx
         layer.apply_event(Event(step, layer.row, seed_idx, EventKind.LOAD, kernel_id, float(slot)))
@@ -146,30 +165,34 @@ class MorphableModel(nn.Module):
         except KernelMismatchError:
             end(EventKind.CANCEL)
             raise
-        except KasminaException:
+        except asyncio.CancelledError:
+            end(EventKind.CANCEL)
+            raise
+        except BaseException:
+            # Whatever it was, the seed does not stay LOADING for good.
             end(EventKind.FAIL)
             raise
         return True
 
     async def unload_kernel(self, layer_name: str, seed_idx: int, *, step: int = 0) -> bool:
         """Empty an ACTIVE seed."""
-        self._layer(layer_name).unload_kernel_sync(seed_idx, step=step)
+        KasminaLayer.unload_kernel_sync(self._layer(layer_name), seed_idx, step=step)
         return True
 
     def unload_kernel_sync(self, layer_name: str, seed_idx: int, *, step: int = 0) -> bool:
         """Empty an ACTIVE seed."""
-        self._layer(layer_name).unload_kernel_sync(seed_idx, step=step)
+        KasminaLayer.unload_kernel_sync(self._layer(layer_name), seed_idx, step=step)
         return True
 
     def set_seed_alpha(
         self, layer_name: str, seed_idx: int, alpha: float, *, step: int = 0
     ) -> None:
         """Set the alpha, in [0, 1], of an ACTIVE seed."""
-        self._layer(layer_name).set_seed_alpha(seed_idx, alpha, step=step)
+        KasminaLayer.set_seed_alpha(self._layer(layer_name), seed_idx, alpha, step=step)
 
     def fossilize(self, layer_name: str, seed_idx: int, *, step: int = 0) -> None:
         """Freeze an ACTIVE seed into the network for good."""
-        self._layer(layer_name).fossilize(seed_idx, step=step)
+        KasminaLayer.fossilize(self._layer(layer_name), seed_idx, step=step)
 
     def get_model_stats(self) -> dict[str, Any]:
         """Counts of layers, seeds by stage, and parameters of host and kernels."""
@@ -201,7 +224,7 @@ class MorphableModel(nn.Module):
         """
         layers = list(self.kasmina_layers.values())
         held = [layer._runs for layer in layers]
-        training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             with torch.no_grad():
@@ -212,7 +235,8 @@ class MorphableModel(nn.Module):
         finally:
             for layer, runs in zip(layers, held, strict=True):
                 layer._runs = runs
-            self.train(training)
+            for module, training in modes:
+                module.training = training
         gap = (grown - host).abs()
         return {"max_abs": float(gap.max()), "mean_abs": float(gap.mean())}
 
@@ -275,7 +299,7 @@ def wrap(
     model.__class__ = _morphable(type(model))
     model._esper_table = table
     model._esper_names = names
-    model._esper_resolve = resolve
+    model._esper_resolve = _Shared(resolve)
     return model
 
 

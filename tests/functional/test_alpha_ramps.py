@@ -1,0 +1,148 @@
+"""Alpha: set at once or run along a ramp, only while ACTIVE and only within [0, 1]."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esper_functional import (
+    SeedLifecycleState,
+    SeedState,
+    advance,
+    init_seeds,
+    set_alpha,
+    start_ramp,
+    transition,
+)
+from tests.tolerance import assert_bitwise, assert_tree_close
+
+unit = st.floats(0.0, 1.0, width=32)
+spans = st.integers(1, 300)
+WHERE = np.ones((1, 1), np.bool_)
+
+
+def active(alpha: float, shape: tuple[int, ...] = (1, 1)) -> SeedState:
+    where = np.ones(shape, np.bool_)
+    state = transition(init_seeds(*shape), where, SeedLifecycleState.LOADING, step=0, slot=0).state
+    return transition(state, where, SeedLifecycleState.ACTIVE, step=0, alpha=alpha).state
+
+
+def ramping(first: float, last: float, span: int, start: int = 10) -> SeedState:
+    state, refused = start_ramp(active(first), WHERE, last, span, step=start)
+    assert not refused.any()
+    return state
+
+
+def at_stage(stage: SeedLifecycleState) -> SeedState:
+    return init_seeds(1, 1).replace(stage=np.full((1, 1), int(stage), np.uint8))
+
+
+@given(unit, unit, spans)
+def test_both_ends_are_exact(first, last, span):
+    state = ramping(first, last, span)
+    assert state.alpha[0, 0] == np.float32(first)
+    assert advance(state, 10).alpha[0, 0] == np.float32(first)
+    for late in (0, 1, 1000):
+        done = advance(state, 10 + span + late)
+        assert done.alpha[0, 0] == np.float32(last)
+        assert done.ramp_span[0, 0] == 0
+        assert done.last_update[0, 0] == 10 + span
+
+
+@settings(max_examples=25)
+@given(unit, unit, spans)
+def test_it_is_monotone_and_never_leaves_its_ends(first, last, span):
+    state = ramping(first, last, span)
+    path = np.array([advance(state, 10 + i).alpha[0, 0] for i in range(span + 1)])
+    steps = np.diff(path) * (1 if last >= first else -1)
+    assert (steps >= 0).all()
+    assert (path >= min(first, last)).all()
+    assert (path <= max(first, last)).all()
+
+
+@given(unit, unit, spans, st.integers(0, 350))
+def test_it_is_linear(first, last, span, elapsed):
+    alpha = advance(ramping(first, last, span), 10 + elapsed).alpha
+    part = min(elapsed / span, 1.0)
+    expected = np.array([[first + (last - first) * part]], np.float32)
+    assert_tree_close(alpha, expected)
+
+
+@given(unit, unit, spans, st.lists(st.integers(0, 400), max_size=6), st.integers(0, 400))
+def test_advance_is_idempotent_and_independent_of_the_steps_visited(
+    first, last, span, visited, step
+):
+    state = ramping(first, last, span)
+    direct = advance(state, step)
+    assert_bitwise(advance(direct, step), direct)
+    wandered = state
+    for earlier in sorted(v for v in visited if v <= step):
+        wandered = advance(wandered, earlier)
+    assert_bitwise(advance(wandered, step), direct)
+
+
+def test_advance_before_the_start_and_without_a_ramp_change_nothing():
+    state = ramping(0.25, 1.0, 10)
+    assert_bitwise(advance(state, 3), state)
+    assert_bitwise(advance(active(0.5), 100), active(0.5))
+
+
+def test_a_ramp_starts_from_where_the_last_one_stands():
+    half = advance(ramping(0.0, 1.0, 10), 15)
+    turned = start_ramp(half, WHERE, 0.0, 5, step=15).state
+    assert turned.ramp_from[0, 0] == half.alpha[0, 0] == np.float32(0.5)
+    assert advance(turned, 20).alpha[0, 0] == 0.0
+
+
+@given(unit)
+def test_setting_alpha_ends_a_ramp(value):
+    state, refused = set_alpha(ramping(0.0, 1.0, 10), WHERE, value, step=12)
+    assert not refused.any()
+    assert_bitwise(state, active(value).replace(last_update=np.full((1, 1), 12, np.int32)))
+    assert_bitwise(advance(state, 500), state)
+
+
+@pytest.mark.parametrize("bad", [-1e-6, 1.0000001, 2.0, np.nan, np.inf, -np.inf])
+def test_values_outside_the_unit_interval_are_refused_and_change_nothing(bad):
+    for state in (active(0.5), ramping(0.0, 1.0, 10)):
+        for outcome in (
+            set_alpha(state, WHERE, float(bad), step=12),
+            start_ramp(state, WHERE, float(bad), 10, step=12),
+        ):
+            assert outcome.refused.all()
+            assert_bitwise(outcome.state, state)
+
+
+@pytest.mark.parametrize("span", [0, -1])
+def test_a_ramp_without_length_is_refused(span):
+    outcome = start_ramp(active(0.5), WHERE, 1.0, span, step=0)
+    assert outcome.refused.all()
+    assert_bitwise(outcome.state, active(0.5))
+
+
+@pytest.mark.parametrize("stage", [s for s in SeedLifecycleState if s.name != "ACTIVE"])
+def test_only_active_seeds_have_an_alpha_to_set(stage):
+    state = at_stage(stage)
+    for outcome in (
+        set_alpha(state, WHERE, 0.5, step=1),
+        start_ramp(state, WHERE, 0.5, 10, step=1),
+    ):
+        assert outcome.refused.all()
+        assert_bitwise(outcome.state, state)
+
+
+def test_each_value_of_an_array_is_judged_by_itself_and_only_where_asked():
+    values = np.array([[0.5, 1.5, np.nan, 0.75]], np.float32)
+    where = np.array([[True, True, True, False]])
+    state, refused = set_alpha(active(0.25, (1, 4)), where, values, step=1)
+    assert refused.tolist() == [[False, True, True, False]]
+    assert state.alpha.tolist() == [[0.5, 0.25, 0.25, 0.25]]
+
+
+def test_a_ramp_in_a_jitted_step_is_the_hosts():
+    state = ramping(0.125, 0.875, 7)
+    jitted = jax.jit(advance)
+    for step in range(8, 20):
+        assert_tree_close(jitted(state, jnp.asarray(step, jnp.int32)), advance(state, step))
