@@ -31,8 +31,12 @@ class ProgressView:
             TextColumn("{task.fields[told]}"),
             TimeRemainingColumn(),
             console=console,
-            transient=not console.is_terminal,
+            # Elsewhere a bar is noise; one line at the end says what came of it.
+            disable=not console.is_terminal,
         )
+        self._console = console
+        self._label = label
+        self._told = ""
         self._task = self._progress.add_task(label, total=steps, told="")
 
     def __enter__(self) -> Self:
@@ -47,13 +51,16 @@ class ProgressView:
     ) -> None:
         self.refresh()
         self._progress.stop()
+        if error is None and not self._console.is_terminal:
+            self._console.print(f"{self._label}: {self._told}", highlight=False, soft_wrap=True)
 
     def refresh(self) -> None:
         """Show the newest measurement."""
         waiting = self._messages.drain()
         if waiting:
             row = waiting[-1].payload
-            self._progress.update(self._task, completed=row["step"], told=_describe(dict(row)))
+            self._told = _describe(dict(row))
+            self._progress.update(self._task, completed=row["step"], told=self._told)
 
 
 def _describe(row: dict[str, Any]) -> str:

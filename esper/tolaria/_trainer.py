@@ -91,6 +91,7 @@ class Trainer:
         self._stop = stop
         self._clock = clock or Clock()
         self._after_boundary = after_boundary
+        self._restored = False
         self._losses: list[Any] = []
         self._kernel_ids: dict[int, str] = {}
         """Artifact of every seed that holds or awaits a kernel, by slot."""
@@ -99,7 +100,7 @@ class Trainer:
         """Probability of class 1 over a grid, before and after growth."""
 
     def run(self, start: int = 0) -> None:
-        """Train from `start` to the end.
+        """Train from `start` to the end; `restore` first, where there is a checkpoint.
 
         Raises:
             Interrupted: when asked to stop, with a checkpoint of that step.
@@ -111,16 +112,16 @@ class Trainer:
 
     def _run(self, start: int) -> None:
         config = self._config
-        if start == 0:
+        if not self._restored:
             self._graft_initially()
         for step in range(start, config.steps):
             if self._stop():
-                self._checkpoint(step)
+                self._checkpoint(step, advanced=step - 1)
                 raise Interrupted(
                     f"stopped before step {step}; go on with --resume {self._folder.path}"
                 )
             if step % config.checkpoint_every == 0 and step > start:
-                self._checkpoint(step)
+                self._checkpoint(step, advanced=step - 1)
             if step % config.decide_every == 0:
                 self._boundary(step)
             self._activate_loaded(step)
@@ -274,6 +275,9 @@ class Trainer:
         grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
         self.regions[when] = self._trainee.predict(grid)[:, 1].reshape(120, 120)
 
+    # `advanced` is the step that ramps had been brought to, which replaying needs to
+    # compare digests: they move in every step and no event tells of it.
+
     def _meta(self, step: int) -> dict[str, Any]:
         return {
             "ledger": list(self._ledger.cursor),
@@ -284,15 +288,17 @@ class Trainer:
             "step": step,
         }
 
-    def _checkpoint(self, step: int) -> None:
+    def _checkpoint(self, step: int, *, advanced: int) -> None:
         with self._clock.charge("checkpoint"):
             tree = dict(self._trainee.snapshot())
             if self.regions:
                 tree["regions"] = self.regions
-            save_checkpoint(self._folder.checkpoints, step, tree, self._meta(step))
+            meta = self._meta(step) | {"advanced": advanced}
+            save_checkpoint(self._folder.checkpoints, step, tree, meta)
 
     def restore(self, tree: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Take over a checkpoint."""
+        self._restored = True
         self._kernel_ids = {int(slot): str(k) for slot, k in meta["kernels"].items()}
         # JSON keeps f32 exactly, through the double that each of them is.
         self._losses = [np.float32(loss) for loss in meta["losses"]]
@@ -318,4 +324,4 @@ class Trainer:
         )
         self._keep_region("before")
         self._keep_region("after")
-        self._checkpoint(steps)
+        self._checkpoint(steps, advanced=steps)

@@ -65,6 +65,11 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
+def entries(run: Path) -> list[dict[str, object]]:
+    lines = (run / "events.jsonl").read_text().splitlines()
+    return [json.loads(line)["entry"] for line in lines]
+
+
 def end_of(run: Path) -> dict[str, str]:
     last = json.loads((run / "events.jsonl").read_text().splitlines()[-1])["entry"]
     assert last["name"] == "end"
@@ -185,6 +190,10 @@ def test_several_seeds_are_a_study_that_resumes(place):
     assert {p.name for p in study.iterdir()} == {
         "study.json", "seed-0", "seed-1", "report.html", "library",
     }  # fmt: skip
+    # These runs end in the middle of a ramp.
+    assert "RAMP" in {e["kind"].upper() for e in entries(study / "seed-0")}
+    for run in ("seed-0", "seed-1"):
+        esper("replay", study / run, check=0)
     ends = [end_of(study / f"seed-{i}") for i in (0, 1)]
     assert ends[0]["arrays"] != ends[1]["arrays"]
     # One run is lost; resuming makes it again as it was.

@@ -1,6 +1,5 @@
 """Laws of a host in training, on both backends."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from esper_functional import (
     difference,
     state_digest,
 )
+from tests.functional.networks import compilations
 
 BACKENDS = ["jax", "torch"]
 
@@ -200,34 +200,21 @@ def test_a_kernel_that_fails_is_contained_counted_and_stopped(backend, artifact)
     assert own.absorb(5) == []
 
 
-@pytest.fixture
-def compiled():
-    """The number of programs that XLA has compiled since."""
-    seen: list[str] = []
-
-    def listen(name: str, seconds: float, **_: object) -> None:
-        if name.endswith("backend_compile_duration"):
-            seen.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.clear_event_listeners()
-
-
-def test_a_hundred_steps_of_alpha_compile_nothing(artifact, compiled):
+def test_a_hundred_steps_of_alpha_compile_nothing(artifact):
     own = trainee("jax", learning_rate=0.0321)  # so that the counter has something to count
-    graft(own, artifact, ramp=100)
-    own.advance(0)
-    own.step(None)
-    before = len(compiled)
     alphas = set()
-    for step in range(1, 102):
-        own.advance(step)
+    with compilations() as all_of_them:
+        graft(own, artifact, ramp=100)
+        own.advance(0)
         own.step(None)
-        alphas.add(float(own.seeds.alpha[0, 0]))
-    assert len(alphas) == 100
-    assert len(compiled) == before
-    assert before > 0
+        before = all_of_them()
+        for step in range(1, 102):
+            own.advance(step)
+            own.step(None)
+            alphas.add(float(own.seeds.alpha[0, 0]))
+        assert len(alphas) == 100
+        assert all_of_them() == before
+        assert before > 0
 
 
 def test_a_life_compiles_three_steps_and_a_second_one_none(artifact):
