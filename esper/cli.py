@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import esper
@@ -58,22 +59,26 @@ def _errors(show_traceback: bool) -> Iterator[None]:
         if show_traceback:
             raise
         if isinstance(error, Interrupted):
-            _err.print(f"[yellow]esper:[/] {error}", highlight=False, soft_wrap=True)
+            _say(_err, "yellow", str(error))
             raise typer.Exit(130) from error
         text = str(error) if isinstance(error, KasminaException) else _world(error)
-        _err.print("[red]esper:[/] ", end="")
-        _err.print(text, markup=False, highlight=False, soft_wrap=True)
+        _say(_err, "red", text)
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
     except KeyboardInterrupt as error:
         _err.print("[yellow]esper:[/] interrupted", highlight=False)
         raise typer.Exit(130) from error
 
 
+def _say(console: Console, colour: str, text: str) -> None:
+    """Print a message as it is: a path in it may look like markup."""
+    console.print(f"[{colour}]esper:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
 def _world(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     return (
-        f"{error.strerror or error}{where}. What the run has recorded is whole: make room or give"
-        " access, then go on with --resume."
+        f"{error.strerror or error}{where}. Make room or give access; what a run has recorded is"
+        " whole, and it goes on with --resume."
     )
 
 
@@ -172,11 +177,11 @@ def _train(runs: list[tuple[Path, Any]], place: Path, *, resuming: bool) -> None
             else:
                 start_run(path, config, bus=bus, stop=stop, watch=view.refresh, tell=_tell)
     table = Table("run", "test accuracy", "parameters", "seeds", box=None)
-    records = [read_run(path) for path, _ in runs]
+    records = [record for path, _ in runs if (record := read_run(path)).metrics]
     for record in records:
         last = record.metrics[-1]
         table.add_row(
-            str(record.path),
+            escape(str(record.path)),
             f"{last['test_accuracy']:.1%}",
             str(last["parameters"]),
             describe_stages(last["stages"]),
@@ -189,11 +194,11 @@ def _train(runs: list[tuple[Path, Any]], place: Path, *, resuming: bool) -> None
             {f"{first.task}, {first.backend}": {"grown": records}},
             title=f"Esper: {first.task}",
         )
-    _out.print(f"report: {place / 'report.html'}", highlight=False, soft_wrap=True)
+    _out.print(f"report: {place / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _tell(text: str) -> None:
-    _out.print(f"[dim]{text}[/]", highlight=False)
+    _out.print(f"[dim]{escape(text)}[/]", highlight=False)
 
 
 @app.command()
@@ -227,10 +232,16 @@ _Library = Annotated[Path, typer.Option("--library", help="Folder of the library
 @kernels.command("compile")
 def compile_kernel(
     blueprint: Annotated[str, typer.Argument(help="Name of a blueprint of the library.")],
-    in_features: Annotated[int, typer.Option("--in", min=1, help="Features of the input.")],
-    out_features: Annotated[int, typer.Option("--out", min=1, help="Features of the output.")],
+    in_features: Annotated[
+        int, typer.Option("--in", min=1, max=1 << 20, help="Features of the input.")
+    ],
+    out_features: Annotated[
+        int, typer.Option("--out", min=1, max=1 << 20, help="Features of the output.")
+    ],
     library: _Library = Path("runs/library"),
-    init_seed: Annotated[int, typer.Option(min=0, help="Seed of the first parameters.")] = 0,
+    init_seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first parameters.")
+    ] = 0,
     traceback: _Trace = False,
 ) -> None:
     """Compile a blueprint for a signature and keep it in the library."""
@@ -255,9 +266,9 @@ def list_kernels(library: _Library = Path("runs/library"), traceback: _Trace = F
         from esper.urza import Library
 
         table = Table("kernel", "blueprint", "signature", "seed", "parameters", "bytes", box=None)
-        for row in Library(library).find():
+        for row in Library(library, create=False).find():
             table.add_row(
-                row.kernel_id[:16],
+                row.kernel_id,
                 row.blueprint,
                 row.signature,
                 str(row.init_seed),

@@ -5,8 +5,10 @@ KasminaException               (from the core, with its own subclasses)
     ├── ArtifactError          an artifact is damaged, lies, or is refused
     ├── KernelCompilationError the two programs of a blueprint disagree, or it breaks its claim
     ├── LibraryError           the library cannot be read or written
+    │   └── KernelNotFoundError  it holds no such kernel
     ├── LedgerError            the record of a run is damaged
     ├── CheckpointError        a checkpoint is damaged or missing
+    ├── Interrupted            exit 130: asked to stop, and saved (in esper.tolaria)
     └── InputError             exit 2: what was asked for is not valid
         ├── BlueprintError     a blueprint is unknown, malformed or does not fit
         └── RunFolderError     the output folder cannot be used as asked

@@ -23,10 +23,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from esper.errors import EsperError
+from esper.errors import InputError
 from esper.nissa import ProgressView, RunRecord, read_run, write_report
 from esper.oona import InProcessBus
 from esper.tolaria import GrowConfig, make_config, start_run
+from esper_functional import KasminaException, SeedLifecycleState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +50,12 @@ console = Console()
 
 def kept_kernels(grown: RunRecord) -> list[dict[str, Any]]:
     """The kernels that run at the end of a grown run, as initial grafts."""
-    held: dict[tuple[int, int], str] = {}
-    for event in grown.events:
-        place = (event["layer"], event["seed"])
-        if event["kind"] == "activate":
-            held[place] = event["kernel"]
-        elif event["kind"] in ("unload", "reset"):
-            held.pop(place, None)
+    runs = (SeedLifecycleState.ACTIVE, SeedLifecycleState.FOSSILIZED)
+    newest = {(e["layer"], e["seed"]): e["kernel"] for e in grown.events if e["kind"] == "activate"}
     return [
         {"site": f"layers.{layer}", "seed": seed, "kernel": kernel}
-        for (layer, seed), kernel in sorted(held.items())
+        for (layer, seed), kernel in sorted(newest.items())
+        if grown.metrics[-1]["stages"][layer][seed] in runs
     ]
 
 
@@ -136,9 +133,9 @@ def main() -> int:
             f"{task}, {backend}": run_section(settings, task, backend)
             for task, backend in settings.sections
         }
-    except EsperError as error:
+    except (KasminaException, OSError) as error:
         console.print(f"demo: {error}", highlight=False, markup=False, soft_wrap=True)
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         console.print("demo: interrupted")
         return 130

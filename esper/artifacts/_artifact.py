@@ -100,7 +100,7 @@ def read_artifact(data: bytes, expected_id: str | None = None) -> Artifact:
     if expected_id is not None and kernel_id != expected_id:
         raise ArtifactError(
             f"{name} is damaged: its bytes have the SHA-256 {kernel_id}, expected {expected_id}."
-            " Remove it and compile or fetch it again."
+            " Remove its file and compile it again."
         )
     try:
         members = read_archive(data, max_bytes=MAX_BYTES)

@@ -8,6 +8,12 @@ from typing import Any, Self, TextIO
 from esper.errors import EsperError
 from esper.oona import Bus, Topic
 
+MEASURED = (
+    "step", "train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy",
+    "stages", "alphas", "parameters", "compilations", "seconds",
+)  # fmt: skip
+"""The keys of a measurement."""
+
 
 class MetricsWriter:
     """Writes what is published on `Topic.METRICS` to a file, whenever it is flushed.
@@ -61,9 +67,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("it is no measurement")
+            missing = [key for key in MEASURED if key not in row]
+            if missing:
+                raise ValueError(f"it lacks {', '.join(missing)}")
         except ValueError as error:
-            raise EsperError(f"{path} is damaged at line {number}: {error}") from error
+            raise EsperError(
+                f"{path} is damaged at line {number}: {error}. It decides nothing: remove the file"
+                " to go on without the measurements made so far."
+            ) from error
+        rows.append(row)
     return rows
 
 

@@ -52,7 +52,8 @@ class ProgressView:
         self.refresh()
         self._progress.stop()
         if error is None and not self._console.is_terminal:
-            self._console.print(f"{self._label}: {self._told}", highlight=False, soft_wrap=True)
+            told = f"{self._label}: {self._told}"
+            self._console.print(told, highlight=False, markup=False, soft_wrap=True)
 
     def refresh(self) -> None:
         """Show the newest measurement."""

@@ -22,6 +22,9 @@ from esper.tezzeret._ops import MANY, OPS, Shape
 INPUT = "x"
 """The name of the kernel's input in a graph."""
 
+_LARGEST_SIZE = 1 << 20
+_MOST_PARAMETERS = 1 << 28
+
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
 
@@ -173,6 +176,12 @@ def resolve(
         "in": signature.input_shape[-1],
         "out": signature.output_shape[-1],
     }
+    for name, size in (sizes or {}).items():
+        if not 1 <= size <= _LARGEST_SIZE:
+            raise BlueprintError(
+                f"blueprint {blueprint.name!r}: {name} must be from 1 to {_LARGEST_SIZE}, got"
+                f" {size}"
+            )
     shapes: dict[str, Shape] = {INPUT: signature.input_shape}
     nodes: list[GraphNode] = []
     parameters: list[ParameterSpec] = []
@@ -210,7 +219,14 @@ def resolve(
             f" {blueprint.output!r} gives {shapes[blueprint.output]}, expected"
             f" {signature.output_shape}"
         )
-    return Graph(signature, tuple(nodes), tuple(parameters), blueprint.output)
+    graph = Graph(signature, tuple(nodes), tuple(parameters), blueprint.output)
+    if graph.parameter_count > _MOST_PARAMETERS:
+        raise BlueprintError(
+            f"blueprint {blueprint.name!r} for {signature} has {graph.parameter_count:,}"
+            f" parameters, more than the {_MOST_PARAMETERS:,} that a kernel may have: choose"
+            " smaller sizes"
+        )
+    return graph
 
 
 def parse_blueprint(text: str, source: str) -> BlueprintIR:

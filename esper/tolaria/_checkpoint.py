@@ -29,11 +29,20 @@ _OVERHEAD = 256 << 10
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file by new content, on the disk when this returns; never half of it."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def flatten_arrays(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
@@ -172,8 +181,8 @@ def _damaged(place: Path, what: str) -> str:
     )
 
 
-def load_checkpoint(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays and the meta values of a checkpoint, every byte verified first.
+def verify_checkpoint(folder: Path, step: int) -> dict[str, Any]:
+    """The content of a manifest, every file of the checkpoint held against it.
 
     Raises:
         CheckpointError: naming the file that is damaged or missing.
@@ -185,6 +194,17 @@ def load_checkpoint(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, 
         if found.get(name) != digest:
             what = "is missing" if name not in found else "does not have its SHA-256"
             raise CheckpointError(_damaged(place, f"{_ARRAYS}/{name} {what}"))
+    return content
+
+
+def load_checkpoint(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays and the meta values of a checkpoint, every byte verified first.
+
+    Raises:
+        CheckpointError: naming the file that is damaged or missing.
+    """
+    place = folder / f"{step:08d}"
+    content = verify_checkpoint(folder, step)
     try:
         with _checkpointer() as checkpointer:
             flat = checkpointer.restore((place / _ARRAYS).absolute())

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from esper.contracts import Sha256
+from esper.contracts import Sha256, Size
 from esper.errors import InputError
 from esper.tezzeret import blueprint_names
 from esper.tolaria._tasks import TASKS
@@ -30,7 +30,7 @@ class InitialGraft(BaseModel):
 class GrowConfig(BaseModel):
     """One run: a task, a backend, a seed, and how the network may grow."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     task: str
     backend: Backend
@@ -48,7 +48,7 @@ class GrowConfig(BaseModel):
     grow_at: list[str] = Field(default_factory=lambda: ["layers.0"])
     """The host's layers in which kernels may be grafted, in order of preference."""
     blueprint: str = "residual_mlp"
-    blueprint_sizes: dict[str, int] = Field(default_factory=dict)
+    blueprint_sizes: dict[str, Size] = Field(default_factory=dict)
     """Values for the blueprint's named sizes."""
     variants: int = Field(default=8, ge=1, le=256)
     """Kernels of the blueprint, each with first parameters of its own, to choose from."""
@@ -95,6 +95,9 @@ class GrowConfig(BaseModel):
             raise ValueError("`grow_at` names no layer; leave it out for the first one")
         if self.controller == "heuristic" and self.initial_grafts:
             raise ValueError("`initial_grafts` are for runs with `controller: none`")
+        places = [(graft.site, graft.seed) for graft in self.initial_grafts]
+        if len(set(places)) != len(places):
+            raise ValueError("`initial_grafts` name one seed of one layer twice")
         return self
 
 
@@ -125,7 +128,11 @@ def _explain(error: Any, given: dict[str, Any]) -> str:
         return message
     if where == "backend":
         return _backend_message(given.get("backend"))
-    return f"{where}: {message}, got {error.get('input')!r}"
+    given_value = error.get("input")
+    hint = ""
+    if error["type"] == "float_type" and isinstance(given_value, str):
+        hint = " (a string in YAML 1.1: write 0.001 or 1.0e-3 for 1e-3)"
+    return f"{where}: {message}, got {given_value!r}{hint}"
 
 
 def _backend_message(value: Any) -> str:

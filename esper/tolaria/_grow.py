@@ -20,6 +20,7 @@ from esper.tolaria._run_folder import (
     check_free,
     create_run,
     library_folder,
+    locked,
     open_run,
 )
 from esper.tolaria._tasks import Task, load_task
@@ -129,7 +130,9 @@ def start_run(
                     sizes=config.blueprint_sizes,
                     variants=config.variants,
                     tell=tell,
+                    stop=stop,
                 )
+        _check_grafts(config, trainee, library)
         folder = create_run(path, config, kernels)
         return _train(folder, task, trainee, library, bus=bus, stop=stop, watch=watch)
     finally:
@@ -156,7 +159,7 @@ def resume_run(
     task = load_task(folder.config.task)
     trainee = make_trainee(task, folder.config)
     _rows(folder.config, trainee)
-    library = Library(folder.library)
+    library = Library(folder.library, create=False)
     try:
         return _train(folder, task, trainee, library, bus=bus, stop=stop, watch=watch)
     finally:
@@ -166,17 +169,32 @@ def resume_run(
 def _candidates(
     folder: RunFolder, trainee: Trainee, library: Library
 ) -> dict[int, list[KernelRecord]]:
+    """The kernels to choose from, every one of them read and verified."""
     known = {record.kernel_id: record for record in library.find()} if folder.kernels else {}
     found: dict[int, list[KernelRecord]] = {}
     for name, ids in folder.kernels.items():
-        missing = [kernel_id for kernel_id in ids if kernel_id not in known]
-        if missing:
-            raise RunFolderError(
-                f"the run {folder.path} chooses from kernel {missing[0][:12]}, which the library"
-                f" {library.folder} does not hold: restore that library, or start a new run"
-            )
+        for kernel_id in ids:
+            library.get(kernel_id)
+            if kernel_id not in known:
+                raise RunFolderError(
+                    f"the run {folder.path} chooses from kernel {kernel_id[:12]}, which the library"
+                    f" {library.folder} does not list: restore that library, or start a new run"
+                )
         found[trainee.sites.index(name)] = [known[kernel_id] for kernel_id in ids]
     return found
+
+
+def _check_grafts(config: GrowConfig, trainee: Trainee, library: Library) -> None:
+    """Refuse initial grafts that could not be made, before a run is begun."""
+    for graft in config.initial_grafts:
+        manifest = library.get(graft.kernel).manifest
+        in_features, out_features = trainee.layer_shape(trainee.sites.index(graft.site))
+        signature = KernelSignature(input_shape=(in_features,), output_shape=(out_features,))
+        if manifest.signature != signature:
+            raise InputError(
+                f"the configuration is not valid: initial_grafts put kernel {graft.kernel[:12]},"
+                f" compiled for {manifest.signature}, into {graft.site}, which takes {signature}"
+            )
 
 
 class _Departure(NamedTuple):
@@ -195,20 +213,19 @@ def _depart(folder: RunFolder) -> _Departure:
     Raises:
         LedgerError, CheckpointError: where it is damaged.
     """
-    places = set()
-    if folder.ledger.exists():
-        places = {entry.after for entry in read_ledger(folder.ledger, folder.genesis)}
+    places = {Cursor(0, 0, folder.genesis)}
+    places |= {entry.after for entry in read_ledger(folder.ledger, folder.genesis)}
     steps = checkpoint_steps(folder.checkpoints)
     if not steps:
         return _Departure(0, None, None)
     saved = load_checkpoint(folder.checkpoints, steps[-1])
     offset, lines, digest = saved[1]["ledger"]
     cursor = Cursor(int(offset), int(lines), str(digest))
-    if cursor.lines and cursor not in places:
+    if cursor not in places:
         raise LedgerError(
-            f"the ledger {folder.ledger} is damaged: its checkpoint has seen {cursor.lines} lines,"
-            f" the last with hash {cursor.hash[:12]}…, and they are not there. Restore it from a"
-            " copy, or start a new run."
+            f"the ledger {folder.ledger} is damaged, or run.json was changed: the checkpoint of"
+            f" step {steps[-1]} has seen {cursor.lines} lines up to the hash {cursor.hash[:12]}…,"
+            " and they are not there. Restore them from a copy, or start a new run."
         )
     return _Departure(steps[-1], saved, cursor)
 
@@ -227,6 +244,20 @@ def _controller(config: GrowConfig) -> Controller | None:
 
 
 def _train(
+    folder: RunFolder,
+    task: Task,
+    trainee: Trainee,
+    library: Library,
+    *,
+    bus: Bus | None,
+    stop: Callable[[], bool],
+    watch: Callable[[], None],
+) -> RunFolder:
+    with locked(folder):
+        return _train_locked(folder, task, trainee, library, bus=bus, stop=stop, watch=watch)
+
+
+def _train_locked(
     folder: RunFolder,
     task: Task,
     trainee: Trainee,

@@ -394,13 +394,16 @@ class JaxTrainee:
         for name, params in tree.get("kernels", {}).items():
             born = load_jax_kernel(artifacts[int(name)])
             kernels[int(name)] = Kernel(born.program, _unnamed(born.params, params))
+        seeds = tree_state(tree["seeds"])
+        self._model = dataclasses.replace(self._model, seeds=seeds, kernels=kernels)
+        # An optimiser without moments (SGD) leaves nothing in the tree for them.
+        saved = tree.get("moments", {})
+        stages = np.asarray(seeds.stage).reshape(-1)
         self._moments = {
-            int(name): _unnamed(self._static.optimizer.init(kernels[int(name)].params), moments)
-            for name, moments in tree.get("moments", {}).items()
+            slot: _unnamed(self._static.optimizer.init(kernel.params), saved.get(str(slot), {}))
+            for slot, kernel in kernels.items()
+            if stages[slot] == SeedLifecycleState.ACTIVE
         }
-        self._model = dataclasses.replace(
-            self._model, seeds=tree_state(tree["seeds"]), kernels=kernels
-        )
         self._now = _arrange(self._model, self._moments)
 
 

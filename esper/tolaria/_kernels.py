@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from esper.contracts import KernelSignature
 from esper.tezzeret import compile_blueprint, kernel_recipe, load_blueprint
+from esper.tolaria._trainer import Interrupted
 from esper.urza import Library
 
 
@@ -15,16 +16,19 @@ def obtain_kernels(
     sizes: dict[str, int],
     variants: int,
     tell: Callable[[str], None],
+    stop: Callable[[], bool],
 ) -> list[str]:
     """The ids of `variants` kernels, with initialisation seeds from 0 on.
 
     Args:
         sizes: values for the blueprint's named sizes.
         tell: is told what is being compiled.
+        stop: is asked before each compilation whether to stop.
 
     Raises:
         BlueprintError: for a blueprint that does not fit.
         KernelCompilationError, LibraryError.
+        Interrupted: when asked to stop; what was compiled is kept.
     """
     blueprint = load_blueprint(blueprint_name)
     found: list[str] = []
@@ -35,6 +39,8 @@ def obtain_kernels(
         if known:
             found.append(known[0].kernel_id)
             continue
+        if stop():
+            raise Interrupted("stopped while compiling kernels; no run was begun")
         if not told:
             tell(f"compiling {variants - init_seed} kernels of {blueprint_name} for {signature}")
             told = True

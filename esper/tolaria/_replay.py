@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from esper.errors import LedgerError
-from esper.tolaria._checkpoint import checkpoint_steps, read_manifest
+from esper.tolaria._checkpoint import checkpoint_steps, verify_checkpoint
 from esper.tolaria._ledger import MARK, Cursor, entry_event, read_ledger
 from esper.tolaria._run_folder import RunFolder, open_run
 from esper.tolaria._tasks import load_task
@@ -43,14 +43,14 @@ def replay_run(path: Path) -> Replay:
     Raises:
         RunFolderError: where there is no run.
         LedgerError: where a line is damaged, or the fold gives another digest.
-        CheckpointError: where a checkpoint's manifest is damaged.
+        CheckpointError: where a file of a checkpoint is damaged.
     """
     folder = open_run(path)
     config = folder.config
     rows = len(load_task(config.task).host_sizes) - 1
     expected: dict[Cursor, list[tuple[int, int, str]]] = {}
     for step in checkpoint_steps(folder.checkpoints):
-        meta = read_manifest(folder.checkpoints, step)["meta"]
+        meta = verify_checkpoint(folder.checkpoints, step)["meta"]
         offset, lines, digest = meta["ledger"]
         at = Cursor(int(offset), int(lines), str(digest))
         expected.setdefault(at, []).append((step, int(meta["advanced"]), meta["digest"]))

@@ -9,9 +9,12 @@ report.html
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ class RunFolder:
     kernels: dict[str, list[str]]
     """The ids of the kernels to choose from, by layer name."""
     genesis: str
-    """SHA-256 of `run.json`, with which the ledger begins."""
+    """SHA-256 of what `run.json` says but for where the library is; the ledger follows it."""
 
     @property
     def ledger(self) -> Path:
@@ -73,6 +76,32 @@ def library_folder(run: Path, config: GrowConfig) -> Path:
     return config.library if config.library is not None else run.absolute().parent / "library"
 
 
+def _genesis(content: dict[str, Any]) -> str:
+    """The hash that a ledger follows: one run is the same wherever its kernels are kept."""
+    config = {key: value for key, value in content["config"].items() if key != "library"}
+    return hashlib.sha256(
+        json.dumps({**content, "config": config}, sort_keys=True).encode()
+    ).hexdigest()
+
+
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Keep every other process from training a run meanwhile.
+
+    Raises:
+        RunFolderError: where another one is.
+    """
+    with (folder.path / RUN).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFolderError(
+                f"the run {folder.path} is being trained by another process; wait for it, or stop"
+                " it first"
+            ) from error
+        yield
+
+
 def has_run(path: Path) -> bool:
     """Whether a folder holds a run."""
     return (path / RUN).exists()
@@ -84,8 +113,13 @@ def check_free(path: Path) -> None:
     Raises:
         RunFolderError: where it holds a run, or anything else.
     """
-    if not path.exists():
-        return
+    try:
+        if not path.exists():
+            return
+    except OSError as error:
+        raise RunFolderError(
+            f"the output folder {path} cannot be used: {error.strerror}; give another --out"
+        ) from error
     if not path.is_dir():
         raise RunFolderError(f"the output folder {path} is a file; give another --out")
     if has_run(path):
@@ -93,7 +127,8 @@ def check_free(path: Path) -> None:
             f"the output folder {path} holds another run: go on with it by --resume {path}, or give"
             " another --out"
         )
-    if any(path.iterdir()):
+    # A partial file is what a full disk or a kill left of a run that was never begun.
+    if any(not entry.name.endswith(".partial") for entry in path.iterdir()):
         raise RunFolderError(
             f"the output folder {path} is not empty and holds no run; give another --out"
         )
@@ -116,6 +151,9 @@ def create_run(path: Path, config: GrowConfig, kernels: dict[str, list[str]]) ->
         RunFolderError: where the folder is in use or cannot be written.
     """
     check_free(path)
+    if config.library is not None:
+        # Resuming may be asked for from another folder.
+        config = config.model_copy(update={"library": config.library.expanduser().absolute()})
     content = {
         "schema_version": SCHEMA_VERSION,
         "config": config.model_dump(mode="json"),
@@ -125,12 +163,13 @@ def create_run(path: Path, config: GrowConfig, kernels: dict[str, list[str]]) ->
     data = json.dumps(content, sort_keys=True, indent=1).encode()
     try:
         path.mkdir(parents=True, exist_ok=True)
+        (path / "events.jsonl").touch()
         write_atomically(path / RUN, data)
     except OSError as error:
         raise RunFolderError(
             f"the output folder {path} cannot be written: {error}; give another --out"
         ) from error
-    return RunFolder(path, config, kernels, hashlib.sha256(data).hexdigest())
+    return RunFolder(path, config, kernels, _genesis(content))
 
 
 def open_run(path: Path) -> RunFolder:
@@ -154,6 +193,7 @@ def open_run(path: Path) -> RunFolder:
             )
         config = GrowConfig.model_validate_json(json.dumps(content["config"]))
         kernels = {str(k): [str(i) for i in v] for k, v in content["kernels"].items()}
+        genesis = _genesis(content)
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise RunFolderError(f"{path / RUN} is damaged: {error}") from error
-    return RunFolder(path, config, kernels, hashlib.sha256(data).hexdigest())
+    return RunFolder(path, config, kernels, genesis)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from esper.errors import RunFolderError
 from esper.tolaria._checkpoint import write_atomically
-from esper.tolaria._config import GrowConfig
+from esper.tolaria._config import GrowConfig, make_config
 from esper.tolaria._run_folder import check_free
 
 STUDY = "study.json"
@@ -23,8 +23,9 @@ class Study(NamedTuple):
 
 
 def _runs(path: Path, config: GrowConfig, seeds: int) -> list[tuple[Path, GrowConfig]]:
+    values = config.model_dump()
     return [
-        (path / f"seed-{seed}", config.model_copy(update={"seed": seed}))
+        (path / f"seed-{seed}", make_config(**(values | {"seed": seed})))
         for seed in range(config.seed, config.seed + seeds)
     ]
 
@@ -46,6 +47,7 @@ def create_study(path: Path, config: GrowConfig, seeds: int) -> Study:
             " give another --out"
         )
     check_free(path)
+    runs = _runs(path, config, seeds)
     content = {
         "schema_version": _SCHEMA_VERSION,
         "config": config.model_dump(mode="json"),
@@ -58,7 +60,7 @@ def create_study(path: Path, config: GrowConfig, seeds: int) -> Study:
         raise RunFolderError(
             f"the output folder {path} cannot be written: {error}; give another --out"
         ) from error
-    return Study(path, _runs(path, config, seeds))
+    return Study(path, runs)
 
 
 def open_study(path: Path) -> Study:

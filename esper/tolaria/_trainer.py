@@ -278,14 +278,13 @@ class Trainer:
     # `advanced` is the step that ramps had been brought to, which replaying needs to
     # compare digests: they move in every step and no event tells of it.
 
-    def _meta(self, step: int) -> dict[str, Any]:
+    def _meta(self) -> dict[str, Any]:
         return {
             "ledger": list(self._ledger.cursor),
             "digest": state_digest(self._trainee.seeds),
             "kernels": {str(slot): kernel for slot, kernel in self._kernel_ids.items()},
             "controller": self._controller.state() if self._controller else None,
             "losses": [float(loss) for loss in self._trainee.read_losses(self._losses)],
-            "step": step,
         }
 
     def _checkpoint(self, step: int, *, advanced: int) -> None:
@@ -293,7 +292,7 @@ class Trainer:
             tree = dict(self._trainee.snapshot())
             if self.regions:
                 tree["regions"] = self.regions
-            meta = self._meta(step) | {"advanced": advanced}
+            meta = self._meta() | {"advanced": advanced}
             save_checkpoint(self._folder.checkpoints, step, tree, meta)
 
     def restore(self, tree: Mapping[str, Any], meta: Mapping[str, Any]) -> None:

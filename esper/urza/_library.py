@@ -13,13 +13,14 @@ import sqlalchemy as sa
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 from sqlalchemy.event import listen
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from esper.artifacts import Artifact, read_artifact
 from esper.contracts import KernelSignature
-from esper.errors import InputError, KernelNotFoundError, LibraryError
+from esper.errors import ArtifactError, InputError, KernelNotFoundError, LibraryError
 from esper.tezzeret import parse_blueprint, resolve
 
+_DATABASE = "library.sqlite"
 _METADATA = sa.MetaData()
 
 _KERNELS = sa.Table(
@@ -75,6 +76,12 @@ def _record(artifact: Artifact) -> KernelRecord:
     )
 
 
+def _reason(error: Exception) -> str:
+    """An error in one line, without what SQLAlchemy adds to it."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return str(cause).splitlines()[0]
+
+
 def _use_wal(connection: Any, _: Any) -> None:
     # Readers in other processes are not blocked by a writer.
     cursor = connection.cursor()
@@ -87,24 +94,29 @@ class Library:
     """Put, get and find kernels in a folder.
 
     Args:
-        folder: is made where it does not exist.
+        folder: where it is.
+        create: make it where it does not exist.
 
     Raises:
-        InputError: where the folder cannot be made or written.
+        InputError: where the folder cannot be used, or holds no library and may not be made.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, *, create: bool = True) -> None:
         self.folder = Path(folder).expanduser().absolute()
+        if not create and not (self.folder / _DATABASE).is_file():
+            raise InputError(f"there is no library in {self.folder}: {_DATABASE} is not there")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._blobs = LocalStore(self.folder / "kernels", mkdir=True)
-            self._engine = sa.create_engine(f"sqlite:///{self.folder / 'library.sqlite'}")
+            self._engine = sa.create_engine(
+                sa.URL.create("sqlite", database=str(self.folder / _DATABASE))
+            )
             listen(self._engine, "connect", _use_wal)
             _METADATA.create_all(self._engine)
         except (OSError, BaseError, SQLAlchemyError) as error:
             raise InputError(
-                f"the library folder {self.folder} cannot be used: {error}. Choose a folder that"
-                " can be written, with `library` in the configuration."
+                f"the library folder {self.folder} cannot be used: {_reason(error)}. Choose a"
+                " folder that can be written and holds nothing else."
             ) from error
 
     def close(self) -> None:
@@ -135,9 +147,10 @@ class Library:
             with self._engine.begin() as connection:
                 row = dataclasses.asdict(record)
                 connection.execute(sa.insert(_KERNELS).prefix_with("OR IGNORE").values(**row))
-        except (OSError, BaseError, SQLAlchemyError) as error:
+        except (OSError, OverflowError, BaseError, SQLAlchemyError) as error:
             raise LibraryError(
-                f"kernel {artifact.kernel_id[:12]} could not be kept in {self.folder}: {error}"
+                f"kernel {artifact.kernel_id[:12]} could not be kept in {self.folder}:"
+                f" {_reason(error)}"
             ) from error
         return artifact.kernel_id
 
@@ -160,7 +173,11 @@ class Library:
             raise LibraryError(
                 f"kernel {kernel_id[:12]} cannot be read from {self.folder}: {error}"
             ) from error
-        return read_artifact(data, expected_id=kernel_id)
+        try:
+            return read_artifact(data, expected_id=kernel_id)
+        except ArtifactError as error:
+            path = self.folder / "kernels" / self._blob(kernel_id)
+            raise ArtifactError(f"{error} Its file is {path}.") from error
 
     def find(
         self,
@@ -183,5 +200,7 @@ class Library:
             with self._engine.connect() as connection:
                 rows = connection.execute(query).mappings().all()
         except SQLAlchemyError as error:
-            raise LibraryError(f"the library {self.folder} cannot be searched: {error}") from error
+            raise LibraryError(
+                f"the library {self.folder} cannot be searched: {_reason(error)}"
+            ) from error
         return [KernelRecord(**row) for row in rows]

@@ -22,6 +22,7 @@ from esper_functional._containment import (
 from esper_functional._errors import (
     BlendError,
     KasminaException,
+    KernelIdError,
     KernelMismatchError,
     SeedIndexError,
     SeedLifecycleError,
@@ -127,6 +128,7 @@ __all__ = [
     "EventKind",
     "KasminaException",
     "Kernel",
+    "KernelIdError",
     "KernelMismatchError",
     "LinearParams",
     "Live",

@@ -4,6 +4,7 @@
     ├── SeedLifecycleError     a move that the lifecycle table forbids
     ├── SeedIndexError         a layer or seed that does not exist
     ├── KernelMismatchError    a kernel whose structure does not fit its site
+    ├── KernelIdError          what is given as a kernel's id is none
     └── BlendError             an unknown blend, or an alpha outside [0, 1]
 
 Wrong *values* inside a compiled step never raise: they are contained and
@@ -25,6 +26,10 @@ class SeedIndexError(KasminaException, LookupError):
 
 class KernelMismatchError(KasminaException, ValueError):
     """A kernel's shape, dtype or rank does not fit the site it was meant for."""
+
+
+class KernelIdError(KasminaException, ValueError):
+    """A kernel's id is not the 64 hexadecimal digits of a SHA-256."""
 
 
 class BlendError(KasminaException, ValueError):

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
 from esper_functional._arrays import Array
+from esper_functional._errors import KernelIdError
 from esper_functional._lifecycle import SeedLifecycleState
 
 NO_SLOT = -1
@@ -125,13 +126,13 @@ def kernel_id_words(kernel_id: str) -> tuple[int, int]:
         kernel_id: SHA-256 of the artifact, 64 hexadecimal digits; "" gives (0, 0).
 
     Raises:
-        ValueError: for anything else.
+        KernelIdError: for anything else.
     """
     if not kernel_id:
         return 0, 0
     digits = set("0123456789abcdef")
     if len(kernel_id) != 64 or not set(kernel_id) <= digits:
-        raise ValueError(
+        raise KernelIdError(
             f"a kernel id is the 64 lower-case hexadecimal digits of a SHA-256; got {kernel_id!r}"
         )
     bits = int(kernel_id[:16], 16) >> 1

@@ -1,9 +1,11 @@
 """The command line as a user meets it: real processes, real signals, real damage."""
 
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -298,6 +300,7 @@ def test_a_flipped_bit_in_the_checkpoint(interrupted):
     array = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     flip(array)
     refused(interrupted, "delete that folder to go on from the checkpoint before it")
+    refused(interrupted, "is damaged", ("replay",))
     # Which is what the message says, and it works.
     for path in sorted(newest.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
@@ -323,6 +326,55 @@ def test_a_run_json_that_was_changed(interrupted):
     path = interrupted / "run.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     refused(interrupted, "is damaged at line 1")
+
+
+def test_a_run_json_that_was_changed_before_anything_happened(place, tmp_path):
+    (tmp_path / "c.yaml").write_text(CONFIG + "controller: none\n")
+    run = tmp_path / "run"
+    esper("grow", "--task", "spirals", "--config", tmp_path / "c.yaml", "--out", run, check=0)
+    for path in sorted((run / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "events.jsonl").write_bytes(b"".join(lines[:0]))
+    path = run / "run.json"
+    path.write_text(path.read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.03'))
+    refused(run, "or run.json was changed")
+
+
+def test_damaged_measurements_are_named_and_can_be_done_without(interrupted):
+    metrics = interrupted / "metrics.jsonl"
+    whole = metrics.read_text()
+    for bad in (whole.replace('"step"', '"stdp"', 1), "3\n" + whole, "{\n" + whole):
+        metrics.write_text(bad)
+        refused(interrupted, "metrics.jsonl is damaged at line 1")
+    metrics.unlink()
+    esper("grow", "--resume", interrupted, check=0)
+    esper("grow", "--resume", interrupted, check=0)
+
+
+def test_two_processes_do_not_train_one_run(interrupted):
+    with (interrupted / "run.json").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = esper("grow", "--resume", interrupted, check=2)
+    assert "is being trained by another process" in done.stderr
+
+
+def test_a_run_moves_with_its_library(interrupted, finished, tmp_path):
+    moved = tmp_path / "elsewhere [b] ü"
+    moved.mkdir()
+    (interrupted.parent / "library").rename(moved / "library")
+    interrupted.rename(moved / "run")
+    done = esper("grow", "--resume", "run", cwd=moved, check=0)
+    assert "report: run/report.html" in done.stdout
+    assert end_of(moved / "run") == end_of(finished["jax"])
+
+
+def test_replay_before_anything_happened(place, tmp_path):
+    process = begin(place, tmp_path / "run", "jax")
+    wait_for(tmp_path / "run" / "metrics.jsonl", 1, process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    esper("replay", tmp_path / "run", check=0)
 
 
 def test_a_full_disk_fails_with_a_message_and_the_run_resumes(place, finished, small_disk):

@@ -23,6 +23,19 @@ def test_defaults_of_a_task_stand_below_what_is_given():
         ({"steps": "many"}, "steps: .*valid integer, got 'many'"),
         ({"steps": True}, "steps: .*valid integer, got True"),
         ({"blend": "convx"}, "blend: .*'convex', 'residual' or 'sequential', got 'convx'"),
+        ({"min_worth": float("nan")}, "min_worth: .*finite number"),
+        ({"learning_rate": "1e-3"}, "a string in YAML 1.1: write 0.001 or 1.0e-3"),
+        ({"blueprint_sizes": {"width": 0}}, "blueprint_sizes.width: .*greater than or equal to 1"),
+        ({"blueprint_sizes": {"width": 10**13}}, "blueprint_sizes.width: .*less than or equal"),
+        (
+            {
+                "controller": "none",
+                "initial_grafts": [
+                    {"site": "layers.0", "seed": 0, "kernel": letter * 64} for letter in "ab"
+                ],
+            },
+            "`initial_grafts` name one seed of one layer twice",
+        ),
         ({"grow_at": []}, "`grow_at` names no layer"),
         (
             {"initial_grafts": [{"site": "layers.0", "seed": 0, "kernel": "ab" * 32}]},

@@ -1,5 +1,7 @@
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +39,18 @@ def test_the_names_that_users_type():
     assert SeedLifecycleState.FOSSILIZED == 4
     with pytest.raises(AttributeError, match="no attribute 'wrp'"):
         esper.wrp  # noqa: B018
+
+
+def test_the_core_imports_nothing_but_what_it_may():
+    root = Path(__file__).parents[2] / "functional" / "esper_functional"
+    allowed = {"esper_functional", "jax", "jaxtyping", "numpy"} | set(sys.stdlib_module_names)
+    effects = {"logging", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
+    for path in root.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {(node.module or "").split(".")[0]}
+            else:
+                continue
+            assert names <= allowed - effects, path.name

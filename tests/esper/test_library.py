@@ -64,7 +64,9 @@ def test_one_flipped_bit_is_refused(library, artifact):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
-    with pytest.raises(ArtifactError, match=r"is damaged.*Remove it and compile or fetch it again"):
+    with pytest.raises(
+        ArtifactError, match=r"is damaged.*compile it again\. Its file is .*\.kernel"
+    ):
         library.get(artifact.kernel_id)
     # Putting the good one does not pretend that the damaged file is good.
     with pytest.raises(ArtifactError, match="is damaged"):
@@ -83,6 +85,19 @@ def test_a_database_that_is_no_database(tmp_path):
     (folder / "library.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(InputError, match="cannot be used"):
         Library(folder)
+
+
+def test_a_library_that_is_not_there_is_not_made_by_reading(tmp_path):
+    with pytest.raises(InputError, match="there is no library in"):
+        Library(tmp_path / "typo", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "ü [x] b"])
+def test_a_library_lies_where_it_was_asked_for(tmp_path, name, artifact):
+    Library(tmp_path / name).put(artifact)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert Library(tmp_path / name, create=False).get(artifact.kernel_id).data == artifact.data
 
 
 def test_a_full_disk_leaves_nothing_half_written(small_disk, artifact):

@@ -57,6 +57,12 @@ def rows(accuracy: float = 0.9, steps: int = 500, parameters: int = 42) -> list[
             "step": step,
             "train_loss": 0.7 * 10.0 ** (-3 * step / steps) if step else None,
             "test_accuracy": 0.5 + (accuracy - 0.5) * step / steps,
+            "validation_loss": 0.5,
+            "validation_accuracy": 0.5,
+            "test_loss": 0.5,
+            "stages": [[0]],
+            "alphas": [[0.0]],
+            "compilations": 1,
             "parameters": parameters,
             "seconds": {"train": step / 100, "evaluate": 0.25, "ponder": 0.125},
         }

@@ -194,6 +194,10 @@ def test_unknown_blueprint_names_the_nearest():
 def test_unknown_sizes():
     with pytest.raises(BlueprintError, match="has no size widht: it has width"):
         resolve(load_blueprint("gated"), SIGNATURES[0], {"widht": 3})
+    with pytest.raises(BlueprintError, match="width must be from 1 to 1048576, got 0"):
+        resolve(load_blueprint("gated"), SIGNATURES[0], {"width": 0})
+    with pytest.raises(BlueprintError, match=r"1,099,.* parameters, more than the 268,435,456"):
+        resolve(load_blueprint("residual_mlp"), SIGNATURES[0], {"width": 1 << 20})
     text = _blueprint("  - {name: b, op: linear, inputs: [x], features: wide}")
     with pytest.raises(BlueprintError, match="node 'b': unknown size 'wide'; there are in, out"):
         resolve(parse_blueprint(text, "the test"), SIGNATURES[0])

@@ -41,6 +41,7 @@ FULL = [
     "EventKind",
     "KasminaException",
     "Kernel",
+    "KernelIdError",
     "KernelMismatchError",
     "LinearParams",
     "Live",
