@@ -1,23 +1,16 @@
-"""A host on jax: an Equinox MLP wrapped with seeds, trained in its flat form.
-
-Compiled programs are keyed by the plan and shared by all runs of one shape in
-the process. A plan that is about to come is compiled in a background thread.
-"""
+"""A host on jax: an Equinox MLP wrapped with seeds, trained in its flat form."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from esper.artifacts import Artifact
 from esper.execution import load_jax_kernel
+from esper.tolaria._jax_programs import PROGRAMS, Shape, build_static, merge_params, with_params
 from esper.tolaria._tasks import Task, initial_host
 from esper.tolaria._trainee import (
     ArrayTree,
@@ -27,173 +20,22 @@ from esper.tolaria._trainee import (
     state_tree,
     tree_state,
 )
-from esper_adapters.equinox import FunctionalModel, SeededModel, to_functional, wrap
+from esper_adapters.equinox import SeededModel
 from esper_functional import (
     Event,
     EventKind,
     Kernel,
     Live,
-    Observed,
     Plan,
     SeedLifecycleState,
     SeedState,
     advance,
-    count_faults,
     count_params,
     fault_events,
-    forward_batch,
     gather,
     gather_weights,
-    health_score,
     running_seeds,
 )
-
-
-class _Shape(NamedTuple):
-    """What programs depend on besides the plan."""
-
-    sizes: tuple[int, ...]
-    seeds_per_layer: int
-    blend: str
-    optimizer: str
-    learning_rate: float
-
-
-class _Static(NamedTuple):
-    model: SeededModel
-    functional: FunctionalModel
-    optimizer: optax.GradientTransformation
-
-
-@cache
-def _static(shape: _Shape) -> _Static:
-    """The wrapped host's structure; one object per shape, so that programs are shared."""
-    host = eqx.nn.MLP(
-        shape.sizes[0], shape.sizes[-1], shape.sizes[1], len(shape.sizes) - 2, key=jax.random.key(0)
-    )
-    model = wrap(host, seeds_per_layer=shape.seeds_per_layer, blend=shape.blend)
-    make = {"adam": optax.adam, "sgd": optax.sgd}[shape.optimizer]
-    return _Static(model, to_functional(model), make(shape.learning_rate))
-
-
-def _merge(plan: Plan, trained: Sequence[Any], fossils: Sequence[Any]) -> tuple[Any, ...]:
-    active, frozen = iter(trained), iter(fossils)
-    return tuple(next(frozen) if run.frozen else next(active) for run in plan.runs)
-
-
-def _forward(
-    static: _Static, plan: Plan, host: Any, live: Live | None, x: Any, *, capture: bool = False
-) -> tuple[Any, Observed]:
-    return forward_batch(static.functional.net, plan, host, live, x, capture=capture)
-
-
-def _with_params(live: Live | None, params: tuple[Any, ...]) -> Live | None:
-    return None if live is None else dataclasses.replace(live, params=params)
-
-
-def _update(static: _Static, gradient: Any, moments: Any, params: Any) -> tuple[Any, Any]:
-    # optax raises floats to integer powers, which strict promotion forbids.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, moments = static.optimizer.update(gradient, moments, params)
-        return optax.apply_updates(params, updates), moments
-
-
-def _step_program(static: _Static, plan: Plan) -> Any:
-    def step(
-        host: Any,
-        host_moments: Any,
-        trained: tuple[Any, ...],
-        moments: tuple[Any, ...],
-        fossils: tuple[Any, ...],
-        live: Live | None,
-        x: Any,
-        y: Any,
-        indices: Any,
-    ) -> Any:
-        if indices is not None:
-            x, y = x[indices], y[indices]
-
-        def loss_of(host: Any, trained: tuple[Any, ...]) -> Any:
-            own = _with_params(live, _merge(plan, trained, fossils))
-            logits, seen = _forward(static, plan, host, own, x)
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-            return loss, seen.faults
-
-        gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-        (loss, faults), (d_host, d_trained) = gradient(host, trained)
-        host, host_moments = _update(static, d_host, host_moments, host)
-        # Each kernel has an optimiser state of its own: what a graft adds or an
-        # unload takes away leaves every other moment as it was.
-        stepped = [
-            _update(static, d, m, p) for d, m, p in zip(d_trained, moments, trained, strict=True)
-        ]
-        trained = tuple(params for params, _ in stepped)
-        after = count_faults(live, faults)
-        errors = None if after is None else after.errors
-        return host, host_moments, trained, tuple(m for _, m in stepped), errors, loss
-
-    return step
-
-
-def _evaluation_program(static: _Static, plan: Plan) -> Any:
-    def evaluate(host: Any, live: Live | None, x: Any, y: Any) -> Any:
-        logits, seen = _forward(static, plan, host, live, x, capture=True)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == y).astype(jnp.float32))
-        scores = [jnp.asarray(health_score(k)) for k in seen.outputs]
-        return jnp.stack([loss, accuracy, *scores])
-
-    return evaluate
-
-
-def _prediction_program(static: _Static, plan: Plan) -> Any:
-    def predict(host: Any, live: Live | None, x: Any) -> Any:
-        return jax.nn.softmax(_forward(static, plan, host, live, x)[0])
-
-    return predict
-
-
-_BUILDERS = {
-    "step": _step_program,
-    "evaluate": _evaluation_program,
-    "predict": _prediction_program,
-}
-
-
-class Programs:
-    """Compiled programs by shape, plan and argument shapes, for the whole process."""
-
-    def __init__(self) -> None:
-        self._programs: dict[Any, Future[Any]] = {}
-        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="esper-compile")
-        self.compilations = 0
-        """How many programs were compiled."""
-
-    @property
-    def known(self) -> list[Any]:
-        """The keys of all programs: kind, shape, plan, and the arguments' structure."""
-        return list(self._programs)
-
-    def request(self, kind: str, shape: _Shape, plan: Plan, arguments: tuple[Any, ...]) -> Any:
-        """A future of the compiled program; compiles in the background what is new."""
-        leaves, structure = jax.tree.flatten(arguments)
-        avals = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
-        key = (kind, shape, plan, structure, avals)
-        if key not in self._programs:
-            self.compilations += 1
-            specs = jax.tree.unflatten(
-                structure, [jax.ShapeDtypeStruct(s, np.dtype(d)) for s, d in avals]
-            )
-            function = _BUILDERS[kind](_static(shape), plan)
-
-            def compile_it() -> Any:
-                return jax.jit(function).lower(*specs).compile()
-
-            self._programs[key] = self._compiler.submit(compile_it)
-        return self._programs[key]
-
-
-PROGRAMS = Programs()
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:
@@ -237,7 +79,7 @@ def _arrange(model: SeededModel, moments: Mapping[int, Any]) -> _Arranged:
         tuple(model.kernels[s].params for s in active),
         tuple(moments[s] for s in active),
         tuple(model.kernels[s].params for s in frozen),
-        jax.tree.map(jnp.asarray, _with_params(live, ())),
+        jax.tree.map(jnp.asarray, with_params(live, ())),
     )
 
 
@@ -254,8 +96,8 @@ class JaxTrainee:
         optimizer: str,
         learning_rate: float,
     ) -> None:
-        self._shape = _Shape(task.host_sizes, seeds_per_layer, blend, optimizer, learning_rate)
-        self._static = _static(self._shape)
+        self._shape = Shape(task.host_sizes, seeds_per_layer, blend, optimizer, learning_rate)
+        self._static = build_static(self._shape)
         self._model = self._static.model
         self._host = _unnamed(self._static.functional.params, initial_host(task.host_sizes, seed))
         self._host_moments = self._static.optimizer.init(self._host)
@@ -420,4 +262,4 @@ def _reweighted(now: _Arranged, seeds: SeedState) -> Live | None:
 
 
 def _evaluation_live(now: _Arranged, seeds: SeedState) -> Live | None:
-    return _with_params(_reweighted(now, seeds), _merge(now.plan, now.trained, now.fossils))
+    return with_params(_reweighted(now, seeds), merge_params(now.plan, now.trained, now.fossils))

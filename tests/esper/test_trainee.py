@@ -5,7 +5,7 @@ import pytest
 
 from esper.tolaria import load_task, make_config, make_trainee
 from esper.tolaria._checkpoint import flatten_arrays, unflatten_arrays
-from esper.tolaria._jax_trainee import PROGRAMS
+from esper.tolaria._jax_programs import PROGRAMS
 from esper_functional import (
     Event,
     EventKind,
