@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from esper.errors import InputError
-from esper.nissa import ProgressView, RunRecord, read_run, write_report
+from esper.nissa import ProgressView, RunRecord, half_width, read_run, write_report
 from esper.oona import InProcessBus
 from esper.tolaria import GrowConfig, make_config, start_run
 from esper_functional import KasminaException, SeedLifecycleState
@@ -95,18 +95,20 @@ def run_section(settings: Settings, task: str, backend: str) -> dict[str, list[R
 
 def summary(sections: dict[str, dict[str, list[RunRecord]]]) -> Table:
     table = Table(
-        "task", "arm", "median", "min–max", "parameters", "kernels kept",
-        box=None, title="accuracy on test points that decided nothing; equal steps",
+        "task", "arm", "median", "min–max", "mean ± 95 %", "params", "kept",
+        box=None, padding=(0, 1, 0, 0),
+        title="test accuracy in %, at equal steps; kernels kept, by seed",
     )  # fmt: skip
     for title, arms in sections.items():
         for arm, runs in arms.items():
-            accuracy = [run.accuracy for run in runs]
+            accuracy = 100 * np.array([run.accuracy for run in runs])
             parameters = [run.metrics[-1]["parameters"] for run in runs]
             table.add_row(
                 title,
                 arm,
-                f"{np.median(accuracy):.1%}",
-                f"{min(accuracy):.1%}–{max(accuracy):.1%}",
+                f"{np.median(accuracy):.1f}",
+                f"{accuracy.min():.1f}–{accuracy.max():.1f}",
+                f"{accuracy.mean():.1f} ± {float(half_width(accuracy)):.1f}",
                 f"{np.median(parameters):.0f}",
                 " ".join(str(len(kept_kernels(run))) for run in runs),
             )

@@ -15,7 +15,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from scipy.special import stdtrit
 
 from esper.nissa._figures import (
     CLASS_COLOURS,
@@ -30,6 +29,7 @@ from esper.nissa._figures import (
     draw_timeline,
 )
 from esper.nissa._growth import Growth, read_growth
+from esper.nissa._interval import half_width
 from esper.nissa._record import RunRecord
 from esper_functional import (
     EventKind,
@@ -137,14 +137,6 @@ def _number(value: object) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _half_width(values: np.ndarray) -> np.ndarray:
-    """Half of the 95 % t-interval of the mean over the first axis; 0 for one value."""
-    count = len(values)
-    if count < 2:
-        return np.zeros(values.shape[1:])
-    return stdtrit(count - 1, 0.975) * values.std(axis=0, ddof=1) / math.sqrt(count)
-
-
 def _spread(values: Sequence[int]) -> str:
     """Median, with least and greatest where they differ."""
     if not values:
@@ -179,7 +171,7 @@ def _summary(arm: _Arm) -> dict[str, Any]:
         row |= {"median": f"{accuracy[0]:.1%}", "mean": "one seed"}
     elif len(accuracy):
         low, high = accuracy.min(), accuracy.max()
-        half = 100.0 * float(_half_width(accuracy))
+        half = 100.0 * float(half_width(accuracy))
         row["median"] = f"{np.median(accuracy):.1%}"
         if low < high:
             row["median"] += f" ({low:.1%}–{high:.1%})"
@@ -247,7 +239,7 @@ def _curve(arm: _Arm, key: str, log: bool) -> Curve | None:
     if log:
         values = np.log(np.where(values > 0.0, values, np.nan))
     middle = values.mean(axis=0)
-    half = _half_width(values)
+    half = half_width(values)
     if not np.isfinite(middle).any():
         return None
     low, high = middle - half, middle + half
