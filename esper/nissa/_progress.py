@@ -23,7 +23,6 @@ class ProgressView:
 
     def __init__(self, bus: Bus, label: str, steps: int, console: Console) -> None:
         self._messages = bus.subscribe(Topic.METRICS, capacity=64)
-        self._steps = steps
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),

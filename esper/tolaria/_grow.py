@@ -134,7 +134,8 @@ def start_run(
                 )
         _check_grafts(config, trainee, library)
         folder = create_run(path, config, kernels)
-        return _train(folder, task, trainee, library, bus=bus, stop=stop, watch=watch)
+        with locked(folder):
+            return _train(folder, task, trainee, library, bus=bus, stop=stop, watch=watch)
     finally:
         library.close()
 
@@ -161,7 +162,8 @@ def resume_run(
     _rows(folder.config, trainee)
     library = Library(folder.library, create=False)
     try:
-        return _train(folder, task, trainee, library, bus=bus, stop=stop, watch=watch)
+        with locked(folder):
+            return _train(folder, task, trainee, library, bus=bus, stop=stop, watch=watch)
     finally:
         library.close()
 
@@ -253,20 +255,7 @@ def _train(
     stop: Callable[[], bool],
     watch: Callable[[], None],
 ) -> RunFolder:
-    with locked(folder):
-        return _train_locked(folder, task, trainee, library, bus=bus, stop=stop, watch=watch)
-
-
-def _train_locked(
-    folder: RunFolder,
-    task: Task,
-    trainee: Trainee,
-    library: Library,
-    *,
-    bus: Bus | None,
-    stop: Callable[[], bool],
-    watch: Callable[[], None],
-) -> RunFolder:
+    """Train from where the record ends; the caller holds the run's lock."""
     config = folder.config
     start = _depart(folder)
     past = [row for row in read_metrics(folder.metrics) if row["step"] < start.step]
