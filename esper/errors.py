@@ -8,6 +8,7 @@ KasminaException               (from the core, with its own subclasses)
     │   └── KernelNotFoundError  it holds no such kernel
     ├── LedgerError            the record of a run is damaged
     ├── CheckpointError        a checkpoint is damaged or missing
+    │   └── CheckpointMismatchError  it holds another structure (in esper.checkpoints)
     ├── Interrupted            exit 130: asked to stop, and saved (in esper.tolaria)
     └── InputError             exit 2: what was asked for is not valid
         ├── BlueprintError     a blueprint is unknown, malformed or does not fit

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from esper.checkpoints import checkpoint_steps, load_checkpoint
 from esper.contracts import KernelSignature
 from esper.errors import InputError, LedgerError, RunFolderError
 from esper.nissa import MetricsWriter, keep_metrics_before, read_metrics, read_run, write_report
 from esper.oona import Bus, InProcessBus
 from esper.tamiyo import Controller, HeuristicController
-from esper.tolaria._checkpoint import checkpoint_steps, load_checkpoint
 from esper.tolaria._config import GrowConfig
 from esper.tolaria._kernels import obtain_kernels
 from esper.tolaria._ledger import Cursor, Ledger, read_ledger

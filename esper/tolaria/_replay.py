@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from esper.checkpoints import checkpoint_steps, verify_checkpoint
 from esper.errors import LedgerError
-from esper.tolaria._checkpoint import checkpoint_steps, verify_checkpoint
 from esper.tolaria._ledger import MARK, Cursor, entry_event, read_ledger
 from esper.tolaria._run_folder import RunFolder, open_run
 from esper.tolaria._tasks import load_task

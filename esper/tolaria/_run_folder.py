@@ -3,7 +3,7 @@
 run.json        what was asked for, versions, kernels
 events.jsonl    the ledger
 metrics.jsonl   measurements at decision boundaries
-checkpoints/    see `_checkpoint`
+checkpoints/    see `esper.checkpoints`
 regions.npz     decisions over the plane, for tasks of two features
 report.html
 """
@@ -21,8 +21,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from esper._files import write_atomically
 from esper.errors import RunFolderError
-from esper.tolaria._checkpoint import write_atomically
 from esper.tolaria._config import GrowConfig
 
 SCHEMA_VERSION = 1

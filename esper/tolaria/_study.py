@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from esper._files import write_atomically
 from esper.errors import RunFolderError
-from esper.tolaria._checkpoint import write_atomically
 from esper.tolaria._config import GrowConfig, make_config
 from esper.tolaria._run_folder import check_free
 

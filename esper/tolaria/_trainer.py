@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from esper.artifacts import Artifact
+from esper.checkpoints import CheckpointError, save_checkpoint, tree_digest
 from esper.errors import EsperError
 from esper.oona import Bus, InProcessBus, Topic
 from esper.tamiyo import Action, Controller, Decision, Observation
-from esper.tolaria._checkpoint import save_checkpoint, tree_digest
 from esper.tolaria._config import GrowConfig
 from esper.tolaria._ledger import MARK, Ledger, event_entry
 from esper.tolaria._run_folder import RunFolder
@@ -293,7 +293,10 @@ class Trainer:
             if self.regions:
                 tree["regions"] = self.regions
             meta = self._meta() | {"advanced": advanced}
-            save_checkpoint(self._folder.checkpoints, step, tree, meta)
+            try:
+                save_checkpoint(self._folder.checkpoints, step, tree, meta)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error} Then --resume the run.") from error
 
     def restore(self, tree: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Take over a checkpoint."""
