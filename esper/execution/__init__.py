@@ -7,13 +7,17 @@ from esper.execution._load import load_jax_kernel, load_torch_kernel
 from esper_functional import SeedLifecycleError, SeedLifecycleState
 
 if TYPE_CHECKING:
+    from esper.execution._compile_counter import count_compilations
+    from esper.execution._programs import PlannedPrograms
     from esper_adapters.pytorch import KasminaLayer
 
 __all__ = [
     "KasminaLayer",
     "KernelCompilationError",
+    "PlannedPrograms",
     "SeedLifecycleError",
     "SeedLifecycleState",
+    "count_compilations",
     "load_jax_kernel",
     "load_torch_kernel",
 ]
@@ -25,4 +29,12 @@ def __getattr__(name: str) -> Any:
         from esper_adapters.pytorch import KasminaLayer
 
         return KasminaLayer
+    if name == "PlannedPrograms":
+        from esper.execution._programs import PlannedPrograms
+
+        return PlannedPrograms
+    if name == "count_compilations":
+        from esper.execution._compile_counter import count_compilations
+
+        return count_compilations
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

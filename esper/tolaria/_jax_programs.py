@@ -1,21 +1,19 @@
 """The compiled programs of a host on jax.
 
-Keyed by the plan and shared by all runs of one shape in the process. A plan that
-is about to come is compiled in a background thread.
+Keyed by kind, host shape and plan, and shared by all runs in the process.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from esper.execution import PlannedPrograms
 from esper_adapters.equinox import FunctionalModel, SeededModel, to_functional, wrap
 from esper_functional import (
     Live,
@@ -142,37 +140,18 @@ _BUILDERS = {
 }
 
 
-class Programs:
-    """Compiled programs by shape, plan and argument shapes, for the whole process."""
+class ProgramKey(NamedTuple):
+    """What programs are kept by, besides the types of their arguments."""
 
-    def __init__(self) -> None:
-        self._programs: dict[Any, Future[Any]] = {}
-        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="esper-compile")
-        self.compilations = 0
-        """How many programs were compiled."""
-
-    @property
-    def known(self) -> list[Any]:
-        """The keys of all programs: kind, shape, plan, and the arguments' structure."""
-        return list(self._programs)
-
-    def request(self, kind: str, shape: Shape, plan: Plan, arguments: tuple[Any, ...]) -> Any:
-        """A future of the compiled program; compiles in the background what is new."""
-        leaves, structure = jax.tree.flatten(arguments)
-        avals = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
-        key = (kind, shape, plan, structure, avals)
-        if key not in self._programs:
-            self.compilations += 1
-            specs = jax.tree.unflatten(
-                structure, [jax.ShapeDtypeStruct(s, np.dtype(d)) for s, d in avals]
-            )
-            function = _BUILDERS[kind](build_static(shape), plan)
-
-            def compile_it() -> Any:
-                return jax.jit(function).lower(*specs).compile()
-
-            self._programs[key] = self._compiler.submit(compile_it)
-        return self._programs[key]
+    kind: str
+    """A key of the builders above."""
+    shape: Shape
+    plan: Plan
 
 
-PROGRAMS = Programs()
+def _build(key: ProgramKey) -> Any:
+    return _BUILDERS[key.kind](build_static(key.shape), key.plan)
+
+
+PROGRAMS: PlannedPrograms[ProgramKey] = PlannedPrograms(_build, warm_up=True)
+"""Shared by all runs in the process; a second run of one shape compiles nothing."""

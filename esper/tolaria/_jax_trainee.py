@@ -10,7 +10,14 @@ import numpy as np
 
 from esper.artifacts import Artifact
 from esper.execution import load_jax_kernel
-from esper.tolaria._jax_programs import PROGRAMS, Shape, build_static, merge_params, with_params
+from esper.tolaria._jax_programs import (
+    PROGRAMS,
+    ProgramKey,
+    Shape,
+    build_static,
+    merge_params,
+    with_params,
+)
 from esper.tolaria._tasks import Task, initial_host
 from esper.tolaria._trainee import (
     ArrayTree,
@@ -121,6 +128,9 @@ class JaxTrainee:
     def compilations(self) -> int:
         return PROGRAMS.compilations - self._first_compilation
 
+    def _key(self, kind: str, plan: Plan) -> ProgramKey:
+        return ProgramKey(kind, self._shape, plan)
+
     def layer_shape(self, row: int) -> tuple[int, int]:
         layer: Any = self._model.kasmina_layers[self.sites[row]]
         out_features, in_features = layer.weight.shape
@@ -143,12 +153,13 @@ class JaxTrainee:
 
     def prepare(self, event: Event, artifact: Artifact) -> None:
         self._settle()
-        coming = _arrange(*self._grafted(event, artifact))
+        model, moments = self._grafted(event, artifact)
+        coming = _arrange(model, moments)
         arguments = self._step_arguments(coming, self._last_indices)
-        PROGRAMS.request("step", self._shape, coming.plan, arguments)
-        live = _evaluation_live(coming, self.seeds)
+        PROGRAMS.prepare(self._key("step", coming.plan), *arguments)
+        live = _evaluation_live(coming, model.seeds)
         arguments = (self._host, live, *self._splits["validation"])
-        PROGRAMS.request("evaluate", self._shape, coming.plan, arguments)
+        PROGRAMS.prepare(self._key("evaluate", coming.plan), *arguments)
 
     def apply(self, event: Event, artifact: Artifact | None = None) -> None:
         self._settle()
@@ -183,7 +194,7 @@ class JaxTrainee:
         arguments = self._step_arguments(now, indices)
         batch = None if indices is None else len(indices)
         if self._running is None or self._running[0] is not now.plan or self._running[1] != batch:
-            program = PROGRAMS.request("step", self._shape, now.plan, arguments).result()
+            program = PROGRAMS.get(self._key("step", now.plan), *arguments)
             self._running = (now.plan, batch, program)
         program = self._running[2]
         self._host, self._host_moments, trained, moments, errors, loss = program(*arguments)
@@ -207,14 +218,13 @@ class JaxTrainee:
     def evaluate(self, split: str, muted: Collection[Place] = ()) -> Evaluation:
         live = _evaluation_live(self._now, muted_state(self.seeds, muted))
         arguments = (self._host, live, *self._splits[split])
-        program = PROGRAMS.request("evaluate", self._shape, self._now.plan, arguments).result()
-        loss, accuracy, *health = (float(v) for v in np.asarray(program(*arguments)))
+        values = PROGRAMS(self._key("evaluate", self._now.plan), *arguments)
+        loss, accuracy, *health = (float(v) for v in np.asarray(values))
         return Evaluation(loss, accuracy, dict(zip(running_seeds(self.seeds), health, strict=True)))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         arguments = (self._host, _evaluation_live(self._now, self.seeds), jnp.asarray(x))
-        program = PROGRAMS.request("predict", self._shape, self._now.plan, arguments).result()
-        return np.asarray(program(*arguments))
+        return np.asarray(PROGRAMS(self._key("predict", self._now.plan), *arguments))
 
     def parameter_count(self) -> int:
         return count_params((self._host, self._now.trained, self._now.fossils))

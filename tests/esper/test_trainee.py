@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from esper.checkpoints._names import nested
+from esper.checkpoints._tree import named_leaves
 from esper.tolaria import load_task, make_config, make_trainee
-from esper.tolaria._checkpoint import flatten_arrays, unflatten_arrays
 from esper.tolaria._jax_programs import PROGRAMS
 from esper_functional import (
     Event,
@@ -163,7 +164,7 @@ def test_restore_after_snapshot_is_the_identity(backend, optimizer, artifact):
         own.step(None)
     own.apply(Event(4, 0, 2, EventKind.FOSSILIZE))
     # What a checkpoint holds: mappings that are empty are lost.
-    shot = unflatten_arrays(flatten_arrays(own.snapshot()))
+    shot = nested(named_leaves(own.snapshot()))
     again = trainee(backend, seed=99, optimizer=optimizer)
     again.restore(shot, {1: artifact, 2: artifact})
     for step in range(4, 12):
