@@ -5,6 +5,12 @@ from collections.abc import Iterable, Sequence
 
 from esper_functional import BlendError, Event, EventKind, SeedIndexError
 
+HOST_FIELD = "esper_host"
+"""Under this name a grafted node holds the host's layer: an attribute, or a key of a dict."""
+
+KERNELS_FIELD = "esper_kernels"
+"""Under this name a grafted node holds its kernels' parameters, a dict by seed."""
+
 
 def find_row(name: str, names: Sequence[str]) -> int:
     """The row of a layer in the seed state.
