@@ -5,6 +5,9 @@
     ├── SeedIndexError         a layer or seed that does not exist
     ├── KernelMismatchError    a kernel whose structure does not fit its site
     ├── KernelIdError          what is given as a kernel's id is none
+    ├── LayerShapeError        a shape, dtype or option that does not fit a host layer
+    ├── DerivativeError        a derivative that a contained kernel does not have
+    ├── FoldError              a kernel that cannot be folded into its host's weights
     └── BlendError             an unknown blend, or an alpha outside [0, 1]
 
 Wrong *values* inside a compiled step never raise: they are contained and
@@ -30,6 +33,18 @@ class KernelMismatchError(KasminaException, ValueError):
 
 class KernelIdError(KasminaException, ValueError):
     """A kernel's id is not the 64 hexadecimal digits of a SHA-256."""
+
+
+class LayerShapeError(KasminaException, ValueError):
+    """A shape, dtype or option does not fit the host layer that it is given to."""
+
+
+class DerivativeError(KasminaException, TypeError):
+    """A contained kernel was differentiated in forward mode, or twice."""
+
+
+class FoldError(KasminaException, ValueError):
+    """A kernel cannot be folded into its host's weights without changing the output."""
 
 
 class BlendError(KasminaException, ValueError):

@@ -18,8 +18,10 @@ from esper_functional._state import SeedState, kernel_id_words
 from esper_functional._transition import (
     Outcome,
     advance,
+    incubate,
     observe_health,
     record_errors,
+    release,
     set_alpha,
     start_ramp,
     transition,
@@ -51,6 +53,10 @@ class EventKind(StrEnum):
     """The count of consecutive failures became value."""
     HEALTH = "health"
     """A health score, value, was observed."""
+    INCUBATE = "incubate"
+    """An ACTIVE seed at alpha 0 began to train in a shadow of the forward pass."""
+    FOLD = "fold"
+    """The kernel was folded into the host's weights, and its slot freed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +100,13 @@ def _refusal(state: SeedState, event: Event, layers: Any) -> SeedLifecycleError:
     legal = [kind.value for kind, (_, sources) in _TARGETS.items() if stage in sources]
     targets = [s.name for s in legal_moves(stage)]
     detail = f" to {event.value!r}" if event.kind in (EventKind.ALPHA, EventKind.RAMP) else ""
+    folds = stage in (SeedLifecycleState.ACTIVE, SeedLifecycleState.FOSSILIZED)
+    legal += [EventKind.FOLD.value] if folds else []
     return SeedLifecycleError(
         f"seed {event.seed} of {_name(layers, event.layer)} is {stage.name} and cannot"
         f" {event.kind.value}{detail}: it may {', '.join(legal) or 'do nothing'}"
-        f" (to {', '.join(targets) or 'no other stage'}); alpha takes values in [0, 1] while ACTIVE"
+        f" (to {', '.join(targets) or 'no other stage'}); alpha takes values in [0, 1] while"
+        " ACTIVE, and a seed incubates at alpha 0"
     )
 
 
@@ -141,11 +150,21 @@ def apply_event(state: SeedState, event: Event, *, layers: Any = None) -> SeedSt
                 raise _refusal(state, event, layers)
             at["alpha"] = event.value
         return done(transition(state, where, target, **at))
+
+    def folded() -> Outcome:
+        if state.stage[event.layer, event.seed] == SeedLifecycleState.FOSSILIZED:
+            return release(state, where, **at)
+        if state.stage[event.layer, event.seed] == SeedLifecycleState.ACTIVE:
+            return transition(state, where, SeedLifecycleState.DORMANT, **at)
+        return Outcome(state, where)
+
     simple: dict[EventKind, Callable[[], SeedState]] = {
         EventKind.ALPHA: lambda: done(set_alpha(state, where, event.value, **at)),
         EventKind.RAMP: lambda: done(start_ramp(state, where, event.value, event.span, **at)),
         EventKind.ERRORS: lambda: record_errors(state, where, int(event.value), **at),
         EventKind.HEALTH: lambda: observe_health(state, where, event.value, **at),
+        EventKind.INCUBATE: lambda: done(incubate(state, where, **at)),
+        EventKind.FOLD: lambda: done(folded()),
     }
     return simple[event.kind]()
 

@@ -1,44 +1,42 @@
-"""Running a network with kernels at its sites (the planned mode).
+"""Running a network with kernels at its sites: the planned mode.
 
 A network is a function `net(params, site, x)` that calls its growable layers
 through `site(name, layer, params, x)`. Where nothing runs, that is
 `layer(params, x)` and nothing else: a dormant network traces to the very
 program of a bare one.
+
+`execute` is the one entry for both modes: with a concrete state it plans, with
+a traced one it runs dynamically (see `_dynamic`).
 """
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Int32
 
-from esper_functional._blend import Blend, mix
-from esper_functional._containment import run_contained
-from esper_functional._errors import KasminaException, KernelMismatchError
-from esper_functional._kernel import Params
+from esper_functional._arrays import Array
+from esper_functional._bank import Bank, bank_kernels, make_bank
+from esper_functional._dynamic import forward_dynamic, record_faults
+from esper_functional._errors import KasminaException
 from esper_functional._lifecycle import FAILURES_TO_RECOVERY
-from esper_functional._plan import Kernels, Live, Plan, Run, absorb, gather, plan, unknown_site
+from esper_functional._plan import (
+    Kernels,
+    Live,
+    Plan,
+    Run,
+    absorb,
+    gather,
+    plan,
+    unknown_site,
+)
+from esper_functional._sightings import Context, check_stage, context_of, keep, note, stage
+from esper_functional._site import Layer, Network, host_call, run_site
 from esper_functional._state import SeedState
-
-Layer = Callable[[Any, Any], Any]
-"""`layer(params, x)`."""
-
-
-@runtime_checkable
-class Site(Protocol):
-    """A place where kernels may be grafted: one layer's call."""
-
-    def __call__(self, name: str, layer: Layer, params: Any, x: Any) -> Any: ...
-
-
-Network = Callable[[Any, Site, Any], Any]
-"""`net(params, site, x)`."""
-
-
-def bare(name: str, layer: Layer, params: Any, x: Any) -> Any:
-    """The site of a network that cannot grow; its bare twin in benchmarks and tests."""
-    return layer(params, x)
 
 
 class Observed(NamedTuple):
@@ -50,75 +48,17 @@ class Observed(NamedTuple):
     """The kernels' outputs, where they were asked for; else ()."""
 
 
-class Grafted(NamedTuple):
-    """The output of one grafted layer, and what it saw."""
-
-    output: jax.Array
-    faults: tuple[jax.Array, ...]
-    outputs: tuple[jax.Array, ...]
-
-
-def run_site(
-    runs: Sequence[Run],
-    params: Sequence[Params],
-    host_weight: Any,
-    weights: Any,
-    errors: Any,
-    h: jax.Array,
-    x: jax.Array,
-    *,
-    blend: Blend,
-    isolate: bool,
-    summed: bool = False,
-) -> Grafted:
-    """Blend the kernels of one site into its host output h.
-
-    Args:
-        runs: the programs, in seed order.
-        params: their parameters.
-        host_weight, weights, errors: scalars and `[runs]`, see `Live`.
-        h: host output `[*batch, *out]`.
-        x: host input `[*batch, *in]`.
-        summed: see `run_contained`.
-
-    Raises:
-        KernelMismatchError: at trace time, for an output that is not like h.
-    """
-    if isolate:
-        x = jax.lax.stop_gradient(x)
-    outputs: list[jax.Array] = []
-    finite: list[jax.Array] = []
-    faults: list[jax.Array] = []
-    for i, (run, own) in enumerate(zip(runs, params, strict=True)):
-        own = jax.lax.stop_gradient(own) if run.frozen else own
-        k, ok = run_contained(run.program, own, x, summed=summed)
-        if k.shape != h.shape or k.dtype != h.dtype:
-            raise KernelMismatchError(
-                f"kernel {run.program.key} returned {k.dtype}{list(k.shape)} where its host"
-                f" returns {h.dtype}{list(h.shape)}: choose a kernel of the host's signature"
-            )
-        faults.append(~jnp.all(ok))
-        # A seed whose third failure is not absorbed yet has stopped already.
-        ok = ok & (errors[i] < FAILURES_TO_RECOVERY)
-        outputs.append(k)
-        finite.append(ok)
-    cast = jax.lax.stop_gradient(jnp.asarray(weights)).astype(h.dtype)
-    y = mix(
-        blend,
-        h,
-        outputs,
-        finite,
-        jax.lax.stop_gradient(jnp.asarray(host_weight)).astype(h.dtype),
-        [cast[i] for i in range(len(runs))],
-        jnp.where,
-    )
-    return Grafted(y, tuple(faults), tuple(outputs))
-
-
 class _PlannedSite:
     """Looks up what runs at each site and gathers what was seen."""
 
-    def __init__(self, plan: Plan, live: Live | None, summed: bool) -> None:
+    def __init__(
+        self, plan: Plan, live: Live | None, context: Context, *, capture: bool, summed: bool
+    ) -> None:
+        self._given: Any = (plan, live, context)
+        self._options = {"capture": capture, "summed": summed}
+        self._context = context
+        self._stage = None if live is None else stage()
+        self._capture = capture
         self._summed = summed
         self._plan = plan
         self._live = live
@@ -132,14 +72,17 @@ class _PlannedSite:
         self.faults: list[Any] = [never] * first
         self.outputs: list[Any] = [None] * first
 
-    def __call__(self, name: str, layer: Layer, params: Any, x: Any) -> Any:
+    def __call__(self, name: str, layer: Layer, params: Any, /, *args: Any, **options: Any) -> Any:
         if name not in self._places:
             raise unknown_site(name, list(self._places))
         runs, first, busy = self._places[name]
-        h = layer(params, x)
+        result = layer(params, *args, **options)
         live = self._live
         if not runs or live is None:
-            return h
+            return result
+        where = f"site {name!r}"
+        check_stage(where, self._stage)
+        call = host_call(where, result, args, options)
         last = first + len(runs)
         grafted = run_site(
             runs,
@@ -147,30 +90,61 @@ class _PlannedSite:
             live.host_weights[busy],
             live.weights[first:last],
             live.errors[first:last],
-            h,
-            x,
+            call.h,
+            call.x,
             blend=self._plan.blend,
             isolate=self._plan.isolate,
+            contain=self._plan.contain,
             summed=self._summed,
+            where=where,
         )
         for i, (fault, output) in enumerate(zip(grafted.faults, grafted.outputs, strict=True)):
             # A layer that is called twice in one step fails once.
-            self.faults[first + i] = self.faults[first + i] | fault
-            self.outputs[first + i] = output
-        return grafted.output
+            self.faults[first + i] = self.faults[first + i] | note(fault, self._context)
+            if self._capture:
+                self.outputs[first + i] = keep(output, self._context)
+        return call.exchange(grafted.output)
+
+    def inner(self) -> "_PlannedSite":
+        return _PlannedSite(*self._given, **self._options)
+
+    def sightings(self) -> Any:
+        return self.faults, self.outputs
+
+    def take(self, sightings: Any) -> None:
+        faults, outputs = sightings
+        self.faults = [own | other for own, other in zip(self.faults, faults, strict=True)]
+        self.outputs = [
+            own if other is None else other
+            for own, other in zip(self.outputs, outputs, strict=True)
+        ]
 
 
-def _forward(
-    net: Network, plan: Plan, params: Any, live: Live | None, x: Any, capture: bool, summed: bool
-) -> tuple[Any, Observed]:
+def _check_live(plan: Plan, live: Live | None) -> None:
+    """Refuse a live part that was gathered with another plan, as far as its sizes tell."""
     if plan.dormant != (live is None):
         raise KasminaException(
             "forward: a dormant plan has no live part and any other has one; gather the live part"
             " with the plan that it is run with"
         )
-    site = _PlannedSite(plan, live, summed)
+    busy = sum(bool(runs) for _, runs in plan.sites)
+    if live is not None and (len(live.params), len(live.host_weights)) != (len(plan.runs), busy):
+        raise KasminaException(
+            f"forward: the plan runs {len(plan.runs)} kernels at {busy} sites and the live part"
+            f" holds {len(live.params)} of {len(live.host_weights)}: gather the live part with the"
+            " plan that it is run with"
+        )
+
+
+def _forward(
+    net: Network, plan: Plan, params: Any, live: Live | None, x: Any, capture: bool, summed: bool
+) -> tuple[Any, Observed]:
+    _check_live(plan, live)
+    context = () if live is None else context_of(params, live, x)
+    site = _PlannedSite(plan, live, context, capture=capture, summed=summed)
     y = net(params, site, x)
-    return y, Observed(tuple(site.faults), tuple(site.outputs) if capture else ())
+    seen = Observed(tuple(site.faults), tuple(site.outputs) if capture else ())
+    return y, seen
 
 
 def forward(
@@ -180,10 +154,14 @@ def forward(
 
     Pure; `net`, `plan` and `capture` are static, and `live` is what `gather` picked for
     the plan. With `capture` the kernels' outputs are returned too, for health statistics.
+    The network may map its layers by `jax.vmap`; other transformations inside of it go
+    through `lift`.
+    Incubating kernels do not run here; see `shadow_forward`.
 
     Raises:
         SeedIndexError: for a site that the plan does not know.
         KernelMismatchError: for a kernel whose output is not like its host's.
+        KasminaException: for a live part of another plan.
     """
     return _forward(net, plan, params, live, x, capture, summed=False)
 
@@ -209,62 +187,167 @@ def forward_batch(
     return ys, Observed(tuple(jnp.any(fault) for fault in seen.faults), seen.outputs)
 
 
-def count_faults(live: Live | None, faults: Sequence[jax.Array]) -> Live | None:
+def _shadow(plan: Plan, live: Live, params: Any, x: Any, nth: int) -> tuple[Plan, Any, Live, Any]:
+    """The arguments of a forward pass in which one incubating kernel is at alpha 1.
+
+    Gradients reach that kernel's parameters and nothing else.
+    """
+    own = plan.incubating[nth]
+    sites: list[tuple[str, tuple[Run, ...]]] = []
+    first = 0
+    for name, runs in plan.sites:
+        shown = [
+            dataclasses.replace(run, incubating=False) if first + i == own else run
+            for i, run in enumerate(runs)
+        ]
+        sites.append((name, tuple(shown)))
+        first += len(runs)
+    stop = jax.lax.stop_gradient
+    kernels = tuple(p if i == own else stop(p) for i, p in enumerate(live.params))
+    weights = live.shadows[nth]
+    shown_live = dataclasses.replace(
+        live, host_weights=weights.host_weights, weights=weights.weights, params=kernels
+    )
+    return dataclasses.replace(plan, sites=tuple(sites)), stop(params), shown_live, stop(x)
+
+
+def _shadow_forward(
+    net: Network, plan: Plan, params: Any, live: Live | None, x: Any, batched: bool
+) -> tuple[tuple[Any, ...], Observed]:
+    _check_live(plan, live)
+    if live is None:
+        return (), Observed((), ())
+    if len(live.shadows) != len(plan.incubating):
+        raise KasminaException(
+            f"shadow_forward: the plan has {len(plan.incubating)} incubating kernels and the live"
+            f" part the weights of {len(live.shadows)} shadows: gather the live part with the plan"
+            " that it is run with"
+        )
+    run_forward = forward_batch if batched else forward
+    faults = [jnp.zeros((), jnp.bool_)] * len(plan.runs)
+    outputs: list[Any] = []
+    for nth, own in enumerate(plan.incubating):
+        shown, stopped, shown_live, stopped_x = _shadow(plan, live, params, x, nth)
+        y, seen = run_forward(net, shown, stopped, shown_live, stopped_x)
+        outputs.append(y)
+        faults[own] = seen.faults[own]
+    return tuple(outputs), Observed(tuple(faults), ())
+
+
+def shadow_forward(
+    net: Network, plan: Plan, params: Any, live: Live | None, x: Any
+) -> tuple[tuple[Any, ...], Observed]:
+    """What the network would give with each incubating kernel at alpha 1, one at a time.
+
+    A kernel trains before it is blended: add the loss of each of these outputs to the loss
+    of `forward`'s. No gradient of theirs reaches the host, the input or another kernel, so
+    the kernel's gradient is that of the loss at alpha 1 with the host stopped, and the
+    host's that of the loss at alpha 0. Costs one forward pass for each incubating kernel.
+
+    Returns:
+        An output for each incubating kernel, in plan order; and the faults of all running
+        kernels (False for those that do not incubate), for `count_faults`.
+    """
+    return _shadow_forward(net, plan, params, live, x, batched=False)
+
+
+def shadow_forward_batch(
+    net: Network, plan: Plan, params: Any, live: Live | None, xs: Any
+) -> tuple[tuple[Any, ...], Observed]:
+    """`shadow_forward` for a network of one example, over a leading axis of examples."""
+    return _shadow_forward(net, plan, params, live, xs, batched=True)
+
+
+def count_faults(live: Live | None, *faults: Sequence[jax.Array]) -> Live | None:
     """The next live part: failures counted, a finite step starts the count anew.
 
     From the third consecutive failure on the count stays, until it is absorbed.
+
+    Args:
+        faults: the faults of one step: of its forward pass, and of its shadows.
     """
     if live is None:
         return None
-    failed = jnp.stack(list(faults))
+    given = [len(seen) for seen in faults if seen]
+    if not given or set(given) != {len(live.params)}:
+        raise KasminaException(
+            f"count_faults: the live part has {len(live.params)} kernels, and the faults given are"
+            f" of {given}: give Observed.faults of the plan that the live part was gathered with"
+        )
+    failed = jnp.any(jnp.stack([jnp.stack(list(seen)) for seen in faults if seen]), axis=0)
     errors = jnp.asarray(live.errors)
     counted = jnp.where(failed, errors + 1, 0)
     stopped = errors >= FAILURES_TO_RECOVERY
-    return Live(live.host_weights, live.weights, jnp.where(stopped, errors, counted), live.params)
+    return dataclasses.replace(live, errors=jnp.where(stopped, errors, counted))
 
 
 def run(
     net: Network, plan: Plan, params: Any, live: Live | None, x: Any
 ) -> tuple[Any, Live | None]:
-    """One planned forward pass: the output and the next live part."""
+    """One planned forward pass: the output and the next live part.
+
+    A jitted program copies what it returns unchanged, the kernels' parameters here. Where that
+    matters, return `count_faults(live, seen.faults).errors` of `forward` instead.
+    """
     y, observed = forward(net, plan, params, live, x)
     return y, count_faults(live, observed.faults)
 
 
 @lru_cache(maxsize=256)
 def _compiled(net: Network, plan: Plan) -> Any:
-    return jax.jit(partial(run, net, plan))
+    def output_and_errors(params: Any, live: Live | None, x: Any) -> tuple[Any, Any]:
+        y, after = run(net, plan, params, live, x)
+        return y, None if after is None else after.errors
+
+    return jax.jit(output_and_errors)
 
 
 def execute(
     net: Network,
     params: Any,
     state: SeedState,
-    kernels: Kernels,
+    kernels: Kernels | Bank,
     x: Any,
     *,
     sites: Sequence[str],
     blend: str = "convex",
     isolate: bool = False,
-    step: int = 0,
+    step: int | Int32[Array, ""] = 0,
 ) -> tuple[Any, SeedState]:
     """Run a network in the state it is in: the output and the next state.
 
-    Plans, gathers, runs and absorbs; a plan seen before compiles nothing. A
-    training loop does these four itself and absorbs only at its boundaries,
-    because absorbing waits for the device.
+    With a concrete state (planned mode): plans, gathers, runs and absorbs; a plan seen
+    before compiles nothing. A training loop does these four itself and absorbs only at its
+    boundaries, because absorbing waits for the device.
+
+    With a traced state, as an argument of a jitted or mapped function (dynamic mode): stages
+    are data inside the program, which compiles once; see `forward_dynamic` for what it costs.
 
     Args:
         net: `net(params, site, x)`.
         params: the host's parameters.
-        state: `[layers, seeds]`, concrete.
-        kernels: kernels by slot.
+        state: `[layers, seeds]`.
+        kernels: kernels by slot, or a bank of them.
         x: the network's input.
         sites: a name for each layer row of `state`.
         blend, isolate: see `plan`.
         step: for `SeedState.last_update` of seeds that failed.
     """
-    planned = plan(state, kernels, sites, blend=blend, isolate=isolate)
-    live = gather(state, kernels, planned)
-    y, after = _compiled(net, planned)(params, live, x)
-    return y, absorb(state, after, step=step)
+    if isinstance(state.stage, Tracer):
+        bank = kernels if isinstance(kernels, Bank) else make_bank(kernels)
+        y, faults = forward_dynamic(
+            net, params, state, bank, x, sites=sites, blend=blend, isolate=isolate
+        )
+        return y, record_faults(state, faults, step=step)
+    table = bank_kernels(kernels) if isinstance(kernels, Bank) else kernels
+    planned = plan(state, table, sites, blend=blend, isolate=isolate)
+    live = gather(state, table, planned)
+    y, errors = _compiled(net, planned)(params, live, x)
+    if isinstance(errors, Tracer):
+        raise KasminaException(
+            "execute: the state is concrete and other arguments are traced, so its failures cannot"
+            " be brought back into it: give the state to the transformed function as an argument"
+            " (the dynamic mode), or plan outside of it and run forward() inside"
+        )
+    after = None if live is None else dataclasses.replace(live, errors=errors)
+    return y, absorb(state, after, step=int(step))

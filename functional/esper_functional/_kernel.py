@@ -51,17 +51,33 @@ class Kernel:
 jax.tree_util.register_dataclass(Kernel, data_fields=["params"], meta_fields=["program"])
 
 
-def kernel_from_function(apply: Callable[[Params, Any], Any], params: Params) -> Kernel:
-    """A kernel from any jax function `apply(params, x)` over a batch of vectors.
+def kernel_from_function(
+    apply: Callable[[Params, Any], Any], params: Params, *, example_rank: int = 1
+) -> Kernel:
+    """A kernel from any jax function `apply(params, x)` over a batch.
 
     Two kernels share compiled programs when they share the function object.
+
+    Args:
+        apply: takes `[batch, *example]` and returns what the host returns for it.
+        params: a pytree of arrays.
+        example_rank: rank of one example: 1 for vectors (a linear layer, or each position of
+            a sequence), 2 for sequences `[time, features]`, 3 for images `[channels, h, w]`.
+            All axes before it are batch.
     """
     name = getattr(apply, "__qualname__", type(apply).__name__)
-    return Kernel(Program(f"function:{name}:{id(apply):x}", apply), params)
+    key = f"function:{name}:{id(apply):x}:{example_rank}"
+    return Kernel(Program(key, apply, example_rank), params)
 
 
 def check_kernel(
-    kernel: Kernel, in_shape: tuple[int, ...], out_shape: tuple[int, ...], dtype: Any, where: str
+    kernel: Kernel,
+    in_shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+    dtype: Any,
+    where: str,
+    *,
+    input_dtype: Any = None,
 ) -> None:
     """Refuse a kernel whose structure does not fit, before anything runs.
 
@@ -70,12 +86,15 @@ def check_kernel(
         out_shape: shape of one example's host output.
         dtype: dtype of both.
         where: the site and seed, for the message.
+        input_dtype: dtype of the input, where it is another, as for an embedding.
 
     Raises:
         KernelMismatchError: with what was expected and what was found.
     """
-    x = jax.ShapeDtypeStruct((2, *in_shape), dtype)
-    expected = f"input {in_shape} -> output {out_shape} of {jnp.dtype(dtype).name}"
+    taken = jnp.dtype(dtype if input_dtype is None else input_dtype)
+    x = jax.ShapeDtypeStruct((2, *in_shape), taken)
+    kind = "" if taken == jnp.dtype(dtype) else f" of {taken.name}"
+    expected = f"input {in_shape}{kind} -> output {out_shape} of {jnp.dtype(dtype).name}"
     advice = "Choose a kernel compiled for this signature."
     try:
         y = jax.eval_shape(kernel.program.apply, kernel.params, x)

@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Float32
 
-from esper_functional._arrays import Array
 from esper_functional._blend import Blend, blend_weights, check_blend
 from esper_functional._errors import KasminaException, SeedIndexError
 from esper_functional._kernel import Kernel, Params, Program
@@ -24,7 +22,7 @@ from esper_functional._state import SeedState, running
 from esper_functional._transition import record_errors
 
 Kernels = Mapping[int, Kernel] | Sequence[Kernel]
-"""Kernels by slot."""
+"""Kernels by slot; a `Bank` gives them by `bank_kernels`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +30,10 @@ class Run:
     """One kernel of a plan."""
 
     program: Program
-    frozen: bool
+    frozen: bool = False
     """True for fossils: no gradient reaches the parameters."""
+    incubating: bool = False
+    """True for a kernel that runs in a shadow of the forward pass alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Plan:
     sites: tuple[tuple[str, tuple[Run, ...]], ...]
     blend: Blend
     isolate: bool
+    contain: bool = True
 
     @property
     def dormant(self) -> bool:
@@ -53,6 +54,20 @@ class Plan:
     def runs(self) -> tuple[Run, ...]:
         """All runs, in the order of `Live.params`."""
         return tuple(run for _, runs in self.sites for run in runs)
+
+    @property
+    def incubating(self) -> tuple[int, ...]:
+        """Places in `runs` of the kernels that incubate."""
+        return tuple(i for i, run in enumerate(self.runs) if run.incubating)
+
+
+class Weights(NamedTuple):
+    """The part of `Live` that follows alpha."""
+
+    host_weights: Any
+    """f32 `[sites that run]`."""
+    weights: Any
+    """f32 `[running seeds]`, in plan order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,18 +86,13 @@ class Live:
     """i32 `[running seeds]`: consecutive failures."""
     params: tuple[Params, ...]
     """Parameters of the running kernels, in plan order."""
+    shadows: tuple[Any, ...] = ()
+    """For each incubating kernel the `Weights` with which it is at alpha 1."""
 
 
 jax.tree_util.register_dataclass(
-    Live, data_fields=["host_weights", "weights", "errors", "params"], meta_fields=[]
+    Live, data_fields=["host_weights", "weights", "errors", "params", "shadows"], meta_fields=[]
 )
-
-
-class Weights(NamedTuple):
-    """The part of `Live` that follows alpha."""
-
-    host_weights: Float32[Array, " sites"]
-    weights: Float32[Array, " runs"]
 
 
 def running_seeds(state: SeedState) -> list[tuple[int, int]]:
@@ -105,6 +115,7 @@ def plan(
     *,
     blend: str = "convex",
     isolate: bool = False,
+    contain: bool = True,
 ) -> Plan:
     """Read off a concrete state what runs.
 
@@ -114,6 +125,8 @@ def plan(
         sites: the site's name for each layer row, in order.
         blend: "convex", "residual" or "sequential".
         isolate: stop gradients from kernels to the layers' inputs.
+        contain: contain the gradients of kernels; without, they have forward-mode and higher
+            derivatives, and one that is not finite reaches the host.
 
     Raises:
         SeedIndexError: if state and sites disagree, or a slot holds no kernel.
@@ -128,6 +141,7 @@ def plan(
     if len(set(sites)) != len(sites):
         raise SeedIndexError(f"the sites of a plan must have different names; got {tuple(sites)}")
     slots, stages = np.asarray(state.slot), np.asarray(state.stage)
+    incubating = np.asarray(state.incubating)
     runs: list[list[Run]] = [[] for _ in sites]
     for layer, seed in running_seeds(state):
         slot = int(slots[layer, seed])
@@ -140,9 +154,9 @@ def plan(
                 f" kernel is there: pass every kernel that the state refers to"
             ) from None
         frozen = stages[layer, seed] == SeedLifecycleState.FOSSILIZED
-        runs[layer].append(Run(kernel.program, bool(frozen)))
+        runs[layer].append(Run(kernel.program, bool(frozen), bool(incubating[layer, seed])))
     named = tuple((name, tuple(own)) for name, own in zip(sites, runs, strict=True))
-    return Plan(named, check_blend(blend), isolate)
+    return Plan(named, check_blend(blend), isolate, contain)
 
 
 def gather_weights(state: SeedState, plan: Plan) -> Weights:
@@ -150,6 +164,17 @@ def gather_weights(state: SeedState, plan: Plan) -> Weights:
     runs = np.asarray(running(state))
     host, kernels = blend_weights(plan.blend, np.asarray(state.alpha), runs)
     return Weights(np.asarray(host)[runs.any(axis=-1)], np.asarray(kernels)[runs])
+
+
+def gather_shadows(state: SeedState, plan: Plan) -> tuple[Weights, ...]:
+    """The weights of each incubating kernel's shadow: it at alpha 1, the others as they are."""
+    runs, alpha = np.asarray(running(state)), np.asarray(state.alpha)
+    shadows: list[Weights] = []
+    for place in zip(*np.nonzero(np.asarray(state.incubating) & runs), strict=True):
+        shadowed = np.array(alpha)
+        shadowed[place] = 1.0
+        shadows.append(gather_weights(state.replace(alpha=shadowed), plan))
+    return tuple(shadows)
 
 
 def gather(state: SeedState, kernels: Kernels, plan: Plan) -> Live | None:
@@ -167,6 +192,23 @@ def gather(state: SeedState, kernels: Kernels, plan: Plan) -> Live | None:
         weights=weights.weights,
         errors=np.array([counts[ij] for ij in at], np.int32),
         params=tuple(kernels[int(slots[ij])].params for ij in at),
+        shadows=gather_shadows(state, plan),
+    )
+
+
+def reweigh(live: Live | None, state: SeedState, plan: Plan) -> Live | None:
+    """The live part at the state's alphas; what a ramp changes from step to step.
+
+    `plan` must still be that of `state`.
+    """
+    if live is None:
+        return None
+    weights = gather_weights(state, plan)
+    return dataclasses.replace(
+        live,
+        host_weights=weights.host_weights,
+        weights=weights.weights,
+        shadows=gather_shadows(state, plan),
     )
 
 

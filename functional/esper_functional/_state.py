@@ -24,7 +24,7 @@ NO_SLOT = -1
 
 @dataclasses.dataclass(frozen=True)
 class SeedState:
-    """The state of every seed: 50 bytes each.
+    """The state of every seed: 51 bytes each.
 
     All arrays share the leading axes, by convention `[layers, seeds]`; a
     single layer is `[1, seeds]`. The functions on it work for any axes.
@@ -56,6 +56,8 @@ class SeedState:
     """Consecutive failures."""
     fallback: Bool[Array, "*axes"]
     """True where the seed does not run and the host stands in for it."""
+    incubating: Bool[Array, "*axes"]
+    """True where an ACTIVE seed at alpha 0 trains in a shadow of the forward pass alone."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,16 +109,18 @@ def init_seeds(*axes: int) -> SeedState:
         last_update=zeros(np.int32),
         error_count=zeros(np.int32),
         fallback=zeros(np.bool_),
+        incubating=zeros(np.bool_),
     )
 
 
 def running(state: SeedState) -> Bool[Array, "*axes"]:
-    """True where a seed's kernel runs: ACTIVE or FOSSILIZED, and not in fallback."""
-    stage = state.stage
-    at_work = (stage == np.uint8(SeedLifecycleState.ACTIVE)) | (
-        stage == np.uint8(SeedLifecycleState.FOSSILIZED)
-    )
-    return at_work & ~state.fallback
+    """True where a seed's kernel runs: ACTIVE or FOSSILIZED, and not in fallback.
+
+    A fossil that was folded into its host has no kernel any more (`NO_SLOT`).
+    """
+    active = state.stage == np.uint8(SeedLifecycleState.ACTIVE)
+    fossil = state.stage == np.uint8(SeedLifecycleState.FOSSILIZED)
+    return (active | (fossil & (state.slot >= 0))) & ~state.fallback
 
 
 def kernel_id_words(kernel_id: str) -> tuple[int, int]:

@@ -74,6 +74,7 @@ def transition(
         "ramp_start": moved(0, state.ramp_start),
         "ramp_from": moved(0.0, state.ramp_from),
         "ramp_to": moved(0.0, state.ramp_to),
+        "incubating": moved(False, state.incubating),
     }
     if stays_empty or loads:
         words = xp.asarray(kernel_id if loads else (0, 0), dtype=xp.int32)
@@ -101,7 +102,7 @@ def set_alpha(
     *,
     step: int | Int32[Array, ""],
 ) -> Outcome:
-    """Set the alpha of ACTIVE seeds and end their ramps.
+    """Set the alpha of ACTIVE seeds, and end their ramps and their incubation.
 
     Refused, and unchanged: seeds that are not ACTIVE, and values that are not in
     [0, 1] (NaN included).
@@ -119,6 +120,7 @@ def set_alpha(
             ramp_to=xp.where(hit, zero_f, state.ramp_to),
             ramp_start=xp.where(hit, zero_i, state.ramp_start),
             ramp_span=xp.where(hit, zero_i, state.ramp_span),
+            incubating=state.incubating & ~hit,
             last_update=xp.where(hit, now, state.last_update),
         ),
         where & ~allowed,
@@ -149,7 +151,48 @@ def start_ramp(
             ramp_to=xp.where(hit, xp.asarray(target, dtype=xp.float32), state.ramp_to),
             ramp_start=xp.where(hit, now, state.ramp_start),
             ramp_span=xp.where(hit, xp.asarray(span, dtype=xp.int32), state.ramp_span),
+            incubating=state.incubating & ~hit,
             last_update=xp.where(hit, now, state.last_update),
+        ),
+        where & ~allowed,
+    )
+
+
+def incubate(
+    state: SeedState, where: Bool[Array, "*axes"], *, step: int | Int32[Array, ""]
+) -> Outcome:
+    """Let ACTIVE seeds at alpha 0 train in a shadow forward before they are blended.
+
+    Setting alpha or starting a ramp ends it. Refused: seeds that are not ACTIVE, that have
+    an alpha above 0, or a ramp under way.
+    """
+    xp = namespace(state.stage)
+    allowed = _is(state, SeedLifecycleState.ACTIVE) & (state.alpha == 0.0) & (state.ramp_span == 0)
+    hit = where & allowed
+    now = xp.asarray(step, dtype=xp.int32)
+    return Outcome(
+        state.replace(
+            incubating=state.incubating | hit,
+            last_update=xp.where(hit, now, state.last_update),
+        ),
+        where & ~allowed,
+    )
+
+
+def release(
+    state: SeedState, where: Bool[Array, "*axes"], *, step: int | Int32[Array, ""]
+) -> Outcome:
+    """Take the kernels of FOSSILIZED seeds away, after they were folded into their hosts.
+
+    The seeds stay FOSSILIZED, hold no slot, and run no more. Refused: all others.
+    """
+    xp = namespace(state.stage)
+    allowed = _is(state, SeedLifecycleState.FOSSILIZED) & (state.slot >= 0)
+    hit = where & allowed
+    return Outcome(
+        state.replace(
+            slot=xp.where(hit, xp.asarray(NO_SLOT, dtype=xp.int32), state.slot),
+            last_update=xp.where(hit, xp.asarray(step, dtype=xp.int32), state.last_update),
         ),
         where & ~allowed,
     )
@@ -213,6 +256,7 @@ def record_errors(
         ramp_start=xp.where(recovers, zero_i, state.ramp_start),
         ramp_from=xp.where(recovers, zero_f, state.ramp_from),
         ramp_to=xp.where(recovers, zero_f, state.ramp_to),
+        incubating=state.incubating & ~recovers,
         last_update=xp.where(hit, xp.asarray(step, dtype=xp.int32), state.last_update),
     )
 
@@ -231,9 +275,10 @@ def record_success(
     return record_errors(state, where, 0, step=step)
 
 
-def _moving_average(
+def moving_average(
     old: Float32[Array, "*axes"], new: Float32[Array, "*axes"], hit: Bool[Array, "*axes"]
 ) -> Float32[Array, "*axes"]:
+    """The averages after new values, where `hit`: factor `EMA_FACTOR`, the first as it is."""
     xp = namespace(old)
     factor = xp.asarray(EMA_FACTOR, dtype=xp.float32)
     averaged = old + factor * (new - old)
@@ -261,10 +306,10 @@ def observe_health(
     score = column(health)
     hit = where & xp.isfinite(score)
     changes: dict[str, Array] = {
-        "health": _moving_average(state.health, score, hit),
+        "health": moving_average(state.health, score, hit),
         "last_update": xp.where(hit, xp.asarray(step, dtype=xp.int32), state.last_update),
     }
     if latency is not None:
         time = column(latency)
-        changes["latency"] = _moving_average(state.latency, time, where & xp.isfinite(time))
+        changes["latency"] = moving_average(state.latency, time, where & xp.isfinite(time))
     return state.replace(**changes)

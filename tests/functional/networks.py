@@ -98,3 +98,20 @@ def compilations() -> Iterator[Callable[[], int]]:
     """Yields a function that says how many programs XLA has compiled since."""
     before = len(_compilations)
     yield lambda: len(_compilations) - before
+
+
+def exact_params(seed: int = 0) -> Any:
+    """Host parameters in eighths: sums of products with `exact_batch` are free of rounding.
+
+    So they are equal to the last bit in whatever order a compiler adds.
+    """
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda p: jnp.asarray(random.integers(-8, 9, p.shape) / 8, jnp.float32), host_params()
+    )
+
+
+def exact_batch(seed: int = 0, size: int = 5) -> jax.Array:
+    """Inputs that are small integers."""
+    random = np.random.default_rng(seed)
+    return jnp.asarray(random.integers(-3, 4, (size, WIDTHS[0])), jnp.float32)

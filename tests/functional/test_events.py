@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper_functional import (
+    NO_SLOT,
     Event,
     EventKind,
     KasminaException,
@@ -19,11 +20,13 @@ from esper_functional import (
     apply_event,
     fault_events,
     fold_events,
+    incubate,
     init_seeds,
     kernel_id_words,
     legal_moves,
     observe_health,
     record_errors,
+    release,
     running_seeds,
     set_alpha,
     start_ramp,
@@ -86,6 +89,14 @@ def by_hand(state: SeedState, event: Event) -> SeedState | None:
         outcome = set_alpha(state, where, event.value, step=step)
     elif event.kind is K.RAMP:
         outcome = start_ramp(state, where, event.value, event.span, step=step)
+    elif event.kind is K.INCUBATE:
+        outcome = incubate(state, where, step=step)
+    elif event.kind is K.FOLD and state.stage[event.layer, event.seed] == S.FOSSILIZED:
+        outcome = release(state, where, step=step)
+    elif event.kind is K.FOLD:
+        if state.stage[event.layer, event.seed] != S.ACTIVE:
+            return None
+        outcome = transition(state, where, S.DORMANT, step=step)
     elif event.kind is K.ERRORS:
         return record_errors(state, where, int(event.value), step=step)
     else:
@@ -126,8 +137,10 @@ def test_folding_in_two_parts_equals_folding_at_once(events):
 
 
 def in_stage(stage: SeedLifecycleState) -> SeedState:
-    state = init_seeds(*SHAPE)
-    return state.replace(stage=np.full(SHAPE, int(stage), np.uint8))
+    """All seeds in one stage, with a kernel each."""
+    return init_seeds(*SHAPE).replace(
+        stage=np.full(SHAPE, int(stage), np.uint8), slot=np.full(SHAPE, 5, np.int32)
+    )
 
 
 @pytest.mark.parametrize("kind", MOVERS)
@@ -145,8 +158,9 @@ def test_every_kind_moves_from_its_sources_alone(kind, stage):
         apply_event(state, event, layers=("first", "second"))
     message = str(caught.value)
     assert f"seed 2 of layer 'second' is {stage.name} and cannot {kind.value}" in message
-    offered = re.search(r"it may (.*) \(to (.*)\); alpha", message)
+    offered = re.search(r"it may (.*) \(to (.*)\); alpha takes values in \[0, 1\]", message)
     kinds = [kind.value for kind, (_, own) in MOVERS.items() if stage in own]
+    kinds += ["fold"] if stage in (S.ACTIVE, S.FOSSILIZED) else []
     assert offered is not None
     assert offered[1] == (", ".join(kinds) or "do nothing")
     assert offered[2] == (", ".join(s.name for s in legal_moves(stage)) or "no other stage")
@@ -163,6 +177,35 @@ def test_a_value_outside_the_unit_interval_is_refused(kind, value):
 def test_the_refused_value_is_named():
     with pytest.raises(SeedLifecycleError, match=r"seed 0 of layer 0 is ACTIVE.*alpha to 1\.5"):
         apply_event(in_stage(S.ACTIVE), Event(1, 0, 0, K.ALPHA, value=1.5))
+
+
+def test_folding_empties_an_active_seed_and_takes_a_fossils_slot():
+    state = in_stage(S.ACTIVE)
+    emptied = apply_event(state, Event(3, 0, 1, K.FOLD))
+    assert_bitwise(emptied, apply_event(state, Event(3, 0, 1, K.UNLOAD)))
+    fossil = in_stage(S.FOSSILIZED)
+    folded = apply_event(fossil, Event(3, 0, 1, K.FOLD))
+    assert S(folded.stage[0, 1]) is S.FOSSILIZED
+    assert (folded.slot[0, 1], folded.last_update[0, 1]) == (NO_SLOT, 3)
+    assert running_seeds(folded) == [ij for ij in running_seeds(fossil) if ij != (0, 1)]
+    rest = {"slot": fossil.slot, "last_update": fossil.last_update}
+    assert_bitwise(folded.replace(**rest), fossil)
+    with pytest.raises(SeedLifecycleError, match=r"is FOSSILIZED and cannot fold"):
+        apply_event(folded, Event(4, 0, 1, K.FOLD))
+
+
+def test_a_seed_incubates_at_alpha_zero_alone_and_the_refusal_says_so():
+    state = in_stage(S.ACTIVE)
+    incubating = apply_event(state, Event(2, 1, 1, K.INCUBATE))
+    assert incubating.incubating.tolist() == [[False] * 3, [False, True, False]]
+    assert incubating.last_update[1, 1] == 2
+    blended = apply_event(state, Event(2, 1, 1, K.ALPHA, value=0.25))
+    ramping = apply_event(state, Event(2, 1, 1, K.RAMP, value=1.0, span=4))
+    for refused in (blended, ramping):
+        with pytest.raises(
+            SeedLifecycleError, match=r"cannot incubate: .*and a seed incubates at alpha 0$"
+        ):
+            apply_event(refused, Event(2, 1, 1, K.INCUBATE))
 
 
 @pytest.mark.parametrize("layer", [-1, 2, 7])

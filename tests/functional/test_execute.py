@@ -226,5 +226,7 @@ def test_a_kernel_of_another_shape_is_refused_while_tracing():
     narrow = kernel_from_function(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 1))})
     state = grafted_state((0, 0, 0, 0.5))
     own = plan(state, [narrow], SITES)
-    with pytest.raises(KernelMismatchError, match=r"float32\[5, 1\].*host returns float32\[5, 4\]"):
+    with pytest.raises(
+        KernelMismatchError, match=r"float32\[5, 1\].*host site 'hidden' returns float32\[5, 4\]"
+    ):
         forward(mlp, own, PARAMS, gather(state, [narrow], own), X)

@@ -10,10 +10,12 @@ import pytest
 from esper_functional import (
     BLENDS,
     FAILURES_TO_RECOVERY,
+    KasminaException,
     Kernel,
     SeedLifecycleState,
     absorb,
     bare,
+    count_faults,
     execute,
     forward,
     gather,
@@ -182,3 +184,15 @@ def test_execute_counts_falls_back_and_goes_on_bare():
     assert state.stage[0, 0] == SeedLifecycleState.ERROR_RECOVERY
     assert state.last_update[0, 0] == 2
     assert_bitwise(y, jax.jit(lambda p, x: mlp(p, bare, x))(PARAMS, SOME_BAD))
+
+
+def test_faults_of_another_plan_are_not_counted():
+    one, two = grafted_state((0, 0, 0, 0.2)), grafted_state((0, 0, 0, 0.2), (1, 1, 2, 0.6))
+    kernels = {0: dense_kernel(0), 2: dense_kernel(2, "out")}
+    live = gather(one, kernels, plan(one, kernels, SITES))
+    other = plan(two, kernels, SITES)
+    _, seen = forward(mlp, other, host_params(), gather(two, kernels, other), batch())
+    with pytest.raises(KasminaException, match="live part has 1 kernels, and the faults given.*2"):
+        count_faults(live, seen.faults)
+    with pytest.raises(KasminaException, match=r"the faults given are of \[\]"):
+        count_faults(live)

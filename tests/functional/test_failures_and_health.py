@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from esper_functional import (
     EMA_FACTOR,
     FAILURES_TO_RECOVERY,
+    NO_SLOT,
     TOLERANCES,
     SeedLifecycleState,
     SeedState,
+    incubate,
     init_seeds,
     observe_health,
     record_error,
@@ -28,7 +30,10 @@ scores = st.floats(0.0, 1.0, width=32)
 
 
 def at(stage: SeedLifecycleState, shape: tuple[int, ...] = (1, 1)) -> SeedState:
-    return init_seeds(*shape).replace(stage=np.full(shape, int(stage), np.uint8))
+    """All seeds in one stage, with a kernel each."""
+    return init_seeds(*shape).replace(
+        stage=np.full(shape, int(stage), np.uint8), slot=np.zeros(shape, np.int32)
+    )
 
 
 def fail(state: SeedState, times: int) -> SeedState:
@@ -70,6 +75,21 @@ def test_a_fossil_keeps_its_stage_and_stops_running():
     assert S(state.stage[0, 0]) is S.FOSSILIZED
     assert state.fallback.all()
     assert not running(state).any()
+
+
+def test_a_fossil_that_was_folded_into_its_host_counts_nothing():
+    folded = at(S.FOSSILIZED).replace(slot=np.full((1, 1), NO_SLOT, np.int32))
+    assert not running(folded).any()
+    assert_bitwise(fail(folded, 3), folded)
+
+
+def test_an_incubating_seed_that_fails_three_times_incubates_no_more():
+    state, refused = incubate(at(S.ACTIVE), WHERE, step=0)
+    assert not refused.any()
+    assert fail(state, 2).incubating.all()
+    failed = fail(state, 3)
+    assert S(failed.stage[0, 0]) is S.ERROR_RECOVERY
+    assert not failed.incubating.any()
 
 
 @pytest.mark.parametrize("stage", [S.DORMANT, S.LOADING, S.ERROR_RECOVERY])

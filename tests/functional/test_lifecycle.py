@@ -56,6 +56,7 @@ def worn_state(stage: SeedLifecycleState, shape: tuple[int, ...] = (1, 2)) -> Se
             "last_update": 4,
             "error_count": 2,
             "fallback": True,
+            "incubating": True,
         }.items()
     }
     return SeedState(**worn)
@@ -134,6 +135,7 @@ def test_entering_loading_notes_the_kernel_and_forgets_the_last_one():
     assert (after.alpha[0, 0], after.error_count[0, 0], after.fallback[0, 0]) == (0.0, 0, False)
     assert np.isnan(after.health[0, 0])
     assert np.isnan(after.latency[0, 0])
+    assert not after.incubating[0, 0]
 
 
 def test_entering_active_sets_alpha_and_clears_errors_and_fallback():
@@ -142,6 +144,7 @@ def test_entering_active_sets_alpha_and_clears_errors_and_fallback():
     assert (after.alpha[0, 0], after.error_count[0, 0], after.fallback[0, 0]) == (0.5, 0, False)
     assert after.slot[0, 0] == before.slot[0, 0]
     assert_bitwise(after.kernel_id, before.kernel_id)
+    assert not after.incubating[0, 0]
 
 
 @pytest.mark.parametrize("source", [s for s, target in ALLOWED if target is S.DORMANT])
@@ -157,6 +160,7 @@ def test_entering_fossilized_freezes_alpha_where_its_ramp_stands():
     before = worn_state(S.ACTIVE)
     after = move(before, S.FOSSILIZED).state
     assert (after.ramp_span[0, 0], after.ramp_start[0, 0]) == (0, 0)
+    assert not after.incubating[0, 0]
     for name in ("alpha", "slot", "kernel_id", "health", "latency", "error_count"):
         assert_bitwise(getattr(after, name), getattr(before, name))
 
@@ -165,5 +169,6 @@ def test_entering_error_recovery_keeps_the_kernel_and_ends_the_ramp():
     before = worn_state(S.ACTIVE)
     after = move(before, S.ERROR_RECOVERY).state
     assert after.ramp_span[0, 0] == 0
+    assert not after.incubating[0, 0]
     for name in ("alpha", "slot", "kernel_id", "health"):
         assert_bitwise(getattr(after, name), getattr(before, name))

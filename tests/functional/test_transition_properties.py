@@ -14,11 +14,13 @@ from esper_functional import (
     SeedLifecycleState,
     SeedState,
     advance,
+    incubate,
     init_seeds,
     observe_health,
     record_error,
     record_errors,
     record_success,
+    release,
     set_alpha,
     start_ramp,
     state_digest,
@@ -39,6 +41,8 @@ def _operations() -> dict[str, Callable[..., Any]]:
         "record_success": lambda s, w, t, v, n: record_success(s, w, step=t),
         "set_alpha": lambda s, w, t, v, n: set_alpha(s, w, v, step=t),
         "advance": lambda s, w, t, v, n: advance(s, t),
+        "incubate": lambda s, w, t, v, n: incubate(s, w, step=t),
+        "release": lambda s, w, t, v, n: release(s, w, step=t),
         "observe_health": lambda s, w, t, v, n: observe_health(s, w, v, step=t, latency=v * 100),
     }
     for name, (target, span) in RAMPS.items():
@@ -76,16 +80,18 @@ def random_state(seed: int, shape: tuple[int, ...]) -> SeedState:
         stage=ints(0, 5, np.uint8),
         slot=ints(-1, 9),
         kernel_id=ints(-(2**31), 2**31 - 1, axes=(*shape, 2)),
-        alpha=floats(),
+        # Some at exactly 0, where a seed may incubate.
+        alpha=np.where(random.random(shape) < 0.4, np.float32(0.0), floats()),
         ramp_from=floats(),
         ramp_to=floats(),
         ramp_start=ints(0, 20),
-        ramp_span=ints(0, 8),
+        ramp_span=np.where(random.random(shape) < 0.5, 0, ints(0, 8)).astype(np.int32),
         health=floats(gaps=True),
         latency=floats(gaps=True),
         last_update=ints(0, 20),
         error_count=ints(0, 4),
         fallback=random.random(shape) < 0.2,
+        incubating=random.random(shape) < 0.3,
     )
 
 
