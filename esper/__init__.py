@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from esper._wrap import unwrap, wrap
+    from esper._wrap import export_plain, unwrap, wrap
 
-__all__ = ["unwrap", "wrap"]
+__all__ = ["export_plain", "unwrap", "wrap"]
 
 try:
     __version__ = version("esper-morphogenetic")

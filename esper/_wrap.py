@@ -16,9 +16,30 @@ def _is_torch(model: object) -> bool:
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
-def _is_equinox(model: object) -> bool:
-    equinox = sys.modules.get("equinox")
-    return equinox is not None and isinstance(model, equinox.Module)
+def _jax_face(model: object) -> Any:
+    """The face of the framework that a JAX model is of, or None."""
+    equinox, nnx = sys.modules.get("equinox"), sys.modules.get("flax.nnx")
+    if equinox is not None and isinstance(model, equinox.Module):
+        from esper_adapters import equinox as face
+
+        return face
+    if nnx is not None and isinstance(model, nnx.Module):
+        from esper_adapters import flax as face
+
+        return face
+    return None
+
+
+def _seeded_face(model: Any) -> Any:
+    """The face that wrapped a JAX model, or None."""
+    seeded = sys.modules.get("esper_adapters._seeded")
+    if seeded is None or not isinstance(model, seeded.SeededModel):
+        return None
+    if model.surgery.framework == "flax":
+        from esper_adapters import flax as face
+    else:
+        from esper_adapters import equinox as face
+    return face
 
 
 def _open(library: "Library | Path | str | None") -> "Library | None":
@@ -30,32 +51,36 @@ def _open(library: "Library | Path | str | None") -> "Library | None":
 def wrap(
     model: Any,
     *,
-    target_layers: Sequence[type] | None = None,
+    target_layers: Sequence[type | str] | None = None,
     seeds_per_layer: int = 4,
     blend: str = "convex",
     isolate: bool = False,
     library: "Library | Path | str | None" = None,
     copy: bool = False,
+    example: tuple[Any, ...] | None = None,
 ) -> Any:
-    """Give the linear layers of a model seeds, into which kernels can be grafted.
+    """Give the layers of a model seeds, into which kernels can be grafted.
 
     The model itself is not changed, and the wrapped one behaves as it does until
     a kernel is loaded. A torch model becomes an instance of a subclass of its own
-    class, changed in place by `load_kernel` and its siblings. An Equinox model
-    becomes a `SeededModel`, whose methods return new ones.
+    class, changed in place by `load_kernel` and its siblings. An Equinox or Flax NNX
+    model becomes a `SeededModel`, whose methods return new ones.
 
     Args:
-        model: a `torch.nn.Module` or an `equinox.Module`.
-        target_layers: types of layers to take; by default linear layers.
+        model: a `torch.nn.Module`, an `equinox.Module` or a `flax.nnx.Module`.
+        target_layers: types of layers to take, and (jax) paths such as `"blocks.*.mlp"`; by
+            default linear layers.
         seeds_per_layer: how many kernels each can carry.
         blend: "convex", "residual" or "sequential".
         isolate: stop gradients from kernels to the layers' inputs.
         library: the library, or its folder, that kernels are loaded from by id.
         copy: (torch) copy the parameters instead of sharing them.
+        example: (jax) arguments of one call, by which shapes are known and kernels that do not
+            fit are refused when they are loaded.
 
     Raises:
-        InputError: for a model of another framework.
-        SeedIndexError: where no layer matches.
+        InputError: for a model of another framework, or an option of one.
+        SeedIndexError: for a target that no layer matches.
         BlendError: for an unknown blend.
     """
     options: dict[str, Any] = {
@@ -70,25 +95,34 @@ def wrap(
         from esper.execution import load_torch_kernel
         from esper_adapters import pytorch
 
+        if example is not None:
+            raise InputError("esper.wrap: `example` is for jax models; a torch layer knows its own")
+        paths = [target for target in target_layers or () if isinstance(target, str)]
+        if paths:
+            raise InputError(
+                f"esper.wrap: target_layers of a torch model are types of layers; got paths {paths}"
+            )
         if store is not None:
             options["resolve"] = lambda kernel_id: load_torch_kernel(store.get(kernel_id))
         return pytorch.wrap(model, copy=copy, **options)
-    from esper_adapters import equinox
-
-    if _is_equinox(model) or isinstance(model, equinox.SeededModel):
+    face = _jax_face(model) or _seeded_face(model)
+    if face is None:
+        raise InputError(
+            "esper.wrap takes a torch.nn.Module, an equinox.Module or a flax.nnx.Module; got"
+            f" {type(model).__name__}. Linen modules and plain functions become networks with"
+            " sites: see esper_adapters.flax.linen_sites and esper_functional"
+        )
+    if copy:
+        raise InputError("esper.wrap: `copy` is for torch models; arrays of jax never change")
+    if store is not None:
         from esper.execution import load_jax_kernel
 
-        if store is not None:
+        def resolve(kernel_id: str) -> Any:
+            artifact = store.get(kernel_id)
+            return face.Resolved(load_jax_kernel(artifact), artifact.manifest.confidence)
 
-            def resolve(kernel_id: str) -> equinox.Resolved:
-                artifact = store.get(kernel_id)
-                return equinox.Resolved(load_jax_kernel(artifact), artifact.manifest.confidence)
-
-            options["resolve"] = resolve
-        return equinox.wrap(model, **options)
-    raise InputError(
-        f"esper.wrap takes a torch.nn.Module or an equinox.Module; got {type(model).__name__}"
-    )
+        options["resolve"] = resolve
+    return face.wrap(model, example=example, **options)
 
 
 def unwrap(model: Any) -> Any:
@@ -97,8 +131,25 @@ def unwrap(model: Any) -> Any:
         from esper_adapters import pytorch
 
         return pytorch.unwrap(model)
-    from esper_adapters import equinox
+    face = _seeded_face(model)
+    if face is None:
+        raise InputError(f"esper.unwrap takes what esper.wrap returned; got {type(model).__name__}")
+    return face.unwrap(model)
 
-    if isinstance(model, equinox.SeededModel):
-        return equinox.unwrap(model)
-    raise InputError(f"esper.unwrap takes what esper.wrap returned; got {type(model).__name__}")
+
+def export_plain(model: Any) -> Any:
+    """The trained network, kernels and all, as a model that needs no Esper to run.
+
+    Affine kernels are folded into their hosts' weights; other grafted layers become plain
+    functions that carry their parameters. See `esper_adapters.equinox.export_plain`.
+
+    Raises:
+        InputError: for a model that is not a wrapped jax model.
+    """
+    face = _seeded_face(model)
+    if face is None:
+        raise InputError(
+            "esper.export_plain takes an Equinox or Flax NNX model that esper.wrap returned; got"
+            f" {type(model).__name__}"
+        )
+    return face.export_plain(model)

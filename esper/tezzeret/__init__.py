@@ -10,6 +10,7 @@ from esper.tezzeret._blueprint import (
     resolve,
 )
 from esper.tezzeret._compile import compile_blueprint, kernel_recipe
+from esper.tezzeret._kernel import kernel_from_blueprint
 from esper.tezzeret._programs import jax_program
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "blueprint_names",
     "compile_blueprint",
     "jax_program",
+    "kernel_from_blueprint",
     "kernel_recipe",
     "load_blueprint",
     "parse_blueprint",

@@ -1,7 +1,6 @@
-"""Equinox: a dormant model is its host, a graft is surgery that returns a new model."""
+"""What is Equinox's own: leaves, ties, keys, inference mode, states."""
 
-from collections.abc import Callable
-from typing import Any
+import io
 
 import equinox as eqx
 import jax
@@ -9,185 +8,290 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esper_adapters.equinox import (
-    GraftedLinear,
-    SeededModel,
-    trainable,
-    unwrap,
-    wrap,
+from esper_functional import FoldError, KasminaException, forward, forward_batch
+from tests.adapters.faces import (
+    EQUINOX,
+    X,
+    affine_kernel,
+    arrays,
+    at,
+    dense_kernel,
+    equinox_linear,
+    trained,
 )
-from esper_functional import (
-    BLENDS,
-    KasminaException,
-    SeedLifecycleState,
-    init_seeds,
-    state_digest,
-)
-from tests.adapters.kernels import artifact, jax_kernel
-from tests.functional.networks import optimised_hlo
-from tests.tolerance import assert_bitwise, assert_close, assert_finite, assert_tree_close
-
-S = SeedLifecycleState
-SITES = ("layers.0", "layers.1")
+from tests.adapters.hosts import HOSTS
+from tests.tolerance import assert_bitwise, assert_close, assert_tree_close
 
 
-def host(seed: int = 0) -> eqx.nn.MLP:
-    return eqx.nn.MLP(3, 2, width_size=5, depth=1, key=jax.random.key(seed))
+class Residual(eqx.Module):
+    """A layer inside a list, one that is called twice, and a part without seeds."""
+
+    inner: list[eqx.nn.Linear]
+    norm: eqx.nn.LayerNorm
+    gain: jax.Array
+    name: str = eqx.field(static=True)
+
+    def __call__(self, x, *, key=None):
+        h = jnp.tanh(self.inner[0](x))
+        h = h + self.inner[1](jax.nn.relu(self.inner[1](h)))
+        return self.norm(h) * self.gain
 
 
-def batch(size: int = 4) -> jax.Array:
-    return jax.random.normal(jax.random.key(7), (size, 3))
+def residual():
+    inner = [equinox_linear(3, 5), equinox_linear(5, 5)]
+    return Residual(inner, eqx.nn.LayerNorm(5), jnp.asarray(1.5), "residual")
 
 
-X = batch()
+def test_a_layer_that_is_called_twice_is_grafted_twice_and_fails_once():
+    host, kernel = residual(), dense_kernel(0, 5, 5)
+    model = EQUINOX.wrap(host).load_kernel("inner.1", 0, kernel, alpha=0.4)
+    assert model.sites == ("inner.0", "inner.1")
+
+    def by_hand(x):
+        def second(x):
+            own = host.inner[1]
+            k = kernel.program.apply(kernel.params, x)
+            return 0.6 * (own.weight @ x + own.bias) + 0.4 * k
+
+        h = jnp.tanh(host.inner[0](x))
+        return host.norm(h + second(jax.nn.relu(second(h)))) * host.gain
+
+    assert_close(EQUINOX.over(model.module, X), EQUINOX.over(by_hand, X))
+    nan = jax.tree.map(lambda p: p * jnp.nan, kernel)
+    failing = EQUINOX.wrap(host).load_kernel("inner.1", 0, nan).observe(X)
+    assert failing.seeds.error_count[1, 0] == 1
+    flat = EQUINOX.api.to_functional(model)
+    assert flat.combine(flat.params).name == "residual"
 
 
-def grafted(alpha: float = 0.4, **options: Any) -> SeededModel:
-    return wrap(host(), **options).load_kernel("layers.0", 1, jax_kernel(), alpha=alpha)
+def test_surgery_keeps_the_very_leaves():
+    host = residual()
+    model = EQUINOX.wrap(host).load_kernel("inner.1", 2, dense_kernel(0, 5, 5))
+    assert model.module.inner[0].weight is host.inner[0].weight
+    assert model.module.inner[1].weight is host.inner[1].weight
+    assert model.module.inner[1].esper_host.bias is host.inner[1].bias
+    back = EQUINOX.api.unwrap(model.unload_kernel("inner.1", 2))
+    for ours, theirs in zip(jax.tree.leaves(back), jax.tree.leaves(host), strict=True):
+        assert ours is theirs
 
 
-def over(model: Any, x: jax.Array = X) -> jax.Array:
-    return jax.vmap(model)(x)
+def tie_weights():
+    """Two layers of one weight and two biases."""
+    pair = (equinox_linear(3, 3), equinox_linear(3, 3))
+    return eqx.nn.Shared(pair, lambda pair: pair[1].weight, lambda pair: pair[0].weight)
 
 
-def step(static: Any) -> Callable[..., Any]:
-    """A training step over the arrays of a module."""
-
-    def loss(params: Any, x: Any) -> jax.Array:
-        return jnp.mean(jax.vmap(eqx.combine(params, static))(x) ** 2)
-
-    def update(params: Any, x: Any) -> Any:
-        value, grads = jax.value_and_grad(loss)(params, x)
-        return value, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
-
-    return update
+def tie_layers():
+    pair = (equinox_linear(3, 3), equinox_linear(3, 3))
+    return eqx.nn.Shared(pair, lambda pair: pair[1], lambda pair: pair[0])
 
 
-def test_the_dormant_module_is_the_host_tree_and_leaves():
-    original = host()
-    model = wrap(original)
-    assert jax.tree.structure(model.module) == jax.tree.structure(original)
-    for left, right in zip(jax.tree.leaves(model.module), jax.tree.leaves(original), strict=True):
-        assert left is right
-    assert unwrap(model) is original
-    assert model.sites == SITES
-    assert model.seeds.shape == (2, 4)
-    assert model.live is None
-    assert model.plan.dormant
+class Tied(eqx.Module):
+    shared: eqx.nn.Shared
+    out: eqx.nn.Linear
+
+    def __call__(self, x):
+        first, second = self.shared()
+        return self.out(second(jnp.tanh(first(x))))
 
 
-def test_a_dormant_step_compiles_to_the_very_program_of_the_host():
-    texts = []
-    for module in (host(), wrap(host()).module):
-        params, static = eqx.partition(module, eqx.is_inexact_array)
-        texts.append(optimised_hlo(step(static), params, X))
-    assert texts[0] == texts[1]
-    grown, static = eqx.partition(grafted().module, eqx.is_inexact_array)
-    assert optimised_hlo(lambda p, x: over(eqx.combine(p, static), x), grown, X) != texts[0]
+FIRST, SECOND = "shared.pytree.0", "shared.pytree.1"
 
 
-def test_surgery_returns_new_models_and_leaves_the_old():
-    first = wrap(host())
-    second = first.load_kernel("layers.0", 0, jax_kernel(), alpha=0.5, step=3)
-    third = second.set_seed_alpha("layers.0", 0, 1.0)
-    fourth = third.fossilize("layers.0", 0)
-    fifth = third.unload_kernel("layers.0", 0)
-    stages = [S(int(m.seeds.stage[0, 0])).name for m in (first, second, third, fourth, fifth)]
-    assert stages == ["DORMANT", "ACTIVE", "ACTIVE", "FOSSILIZED", "DORMANT"]
-    assert [float(m.seeds.alpha[0, 0]) for m in (first, second, third)] == [0.0, 0.5, 1.0]
-    assert second.seeds.last_update[0, 0] == 3
-    assert [len(m.kernels) for m in (first, second, fifth)] == [0, 1, 0]
-    assert_bitwise(over(fifth.module), over(host()))
-    assert state_digest(first.seeds) == state_digest(init_seeds(2, 4))
+@pytest.mark.parametrize("sites", [(FIRST,), (SECOND,), (FIRST, SECOND, "out")])
+def test_weights_tied_by_shared_stay_tied(sites):
+    host = Tied(tie_weights(), equinox_linear(3, 5))
+    model = EQUINOX.wrap(host)
+    assert model.sites == (FIRST, SECOND, "out")
+    sizes = {FIRST: (3, 3), SECOND: (3, 3), "out": (3, 5)}
+    for site in sites:
+        model = model.load_kernel(site, 0, dense_kernel(0, *sizes[site]), alpha=0.4)
+
+    def by_hand(x):
+        def grafted(site, h, x):
+            kernel = dense_kernel(0, *sizes[site])
+            k = kernel.program.apply(kernel.params, x)
+            return 0.6 * h + 0.4 * k if site in sites else h
+
+        weight, (a, b) = host.shared.pytree[0].weight, host.shared.pytree
+        h = jnp.tanh(grafted(FIRST, weight @ x + a.bias, x))
+        h = grafted(SECOND, weight @ h + b.bias, h)
+        return grafted("out", host.out(h), h)
+
+    assert_close(EQUINOX.over(model.module, X), EQUINOX.over(by_hand, X))
+    flat = EQUINOX.api.to_functional(model)
+    y, _ = forward_batch(flat.net, model.plan, flat.params, model.live, X)
+    assert_close(y, EQUINOX.over(by_hand, X))
+
+    model = model.with_module(trained(EQUINOX, model.module))
+    layers = model.module.shared()
+    assert layers[0].weight is layers[1].weight
+    for site in sites:
+        model = model.unload_kernel(site, 0)
+    back = EQUINOX.api.unwrap(model)
+    assert jax.tree.structure(back) == jax.tree.structure(host)
+    assert len(arrays(back)) == len(arrays(host)) == 5
+    first, second = back.shared()
+    assert first.weight is second.weight
+    assert (np.asarray(first.weight) != np.asarray(host.shared.pytree[0].weight)).any()
 
 
-def test_a_graft_takes_its_layers_place_and_keeps_its_face():
-    model = grafted()
-    layers = model.kasmina_layers
-    assert list(layers) == list(SITES)
-    assert isinstance(layers["layers.0"], GraftedLinear)
-    assert isinstance(layers["layers.1"], eqx.nn.Linear)
-    assert layers["layers.0"].weight is model.host.layers[0].weight
-    assert layers["layers.0"].bias is model.host.layers[0].bias
+def test_a_layer_tied_as_a_whole_is_one_site_in_both_places():
+    host = Tied(tie_layers(), equinox_linear(3, 2))
+    model = EQUINOX.wrap(host)
+    assert model.sites == (FIRST, "out")
+    kernel = dense_kernel(0, 3, 3)
+    model = model.load_kernel(FIRST, 0, kernel, alpha=0.4)
+
+    def grafted(x):
+        own = host.shared.pytree[0]
+        return 0.6 * (own.weight @ x + own.bias) + 0.4 * kernel.program.apply(kernel.params, x)
+
+    expected = EQUINOX.over(lambda x: host.out(grafted(jnp.tanh(grafted(x)))), X)
+    assert_close(EQUINOX.over(model.module, X), expected)
+    first, second = model.module.shared()
+    assert first.esper_kernels[0]["w"] is second.esper_kernels[0]["w"]
 
 
-@pytest.mark.parametrize("blend", BLENDS)
-@pytest.mark.parametrize("isolate", [False, True])
-def test_output_and_gradients_are_those_of_the_composition_written_by_hand(blend, isolate):
-    layer, kernel = grafted(blend=blend, isolate=isolate).kasmina_layers["layers.0"], jax_kernel()
-
-    def ours(both: Any, x: jax.Array) -> jax.Array:
-        return jnp.sum(over(eqx.tree_at(lambda n: (n.host, n.kernels), layer, both), x) ** 2)
-
-    def theirs(both: Any, x: jax.Array) -> jax.Array:
-        own, (params,) = both
-        h = x @ own.weight.T + own.bias
-        k = kernel.program.apply(params, jax.lax.stop_gradient(x) if isolate else x)
-        return jnp.sum((h + 0.4 * k if blend == "residual" else 0.6 * h + 0.4 * k) ** 2)
-
-    both = (layer.host, layer.kernels)
-    assert_close(ours(both, X), theirs(both, X))
-    found = jax.grad(ours, argnums=(0, 1))(both, X)
-    assert_tree_close(found, jax.grad(theirs, argnums=(0, 1))(both, X))
-    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(found))
+def test_what_would_break_a_tie_is_refused():
+    host = Tied(tie_weights(), equinox_linear(3, 2))
+    model = EQUINOX.wrap(host, example=(X[0],))
+    affine = model.load_kernel(FIRST, 0, affine_kernel(0, 3, 3))
+    with pytest.raises(FoldError, match="'shared.pytree.0' shares its weights with another layer"):
+        affine.fold(FIRST, 0)
+    for site in (FIRST, SECOND):
+        grown = model.load_kernel(site, 0, dense_kernel(0, 3, 3))
+        with pytest.raises(KasminaException, match=f"{site!r} is tied to others by eqx.nn.Shared"):
+            EQUINOX.api.export_plain(grown)
+    folded = model.load_kernel("out", 0, affine_kernel(0, 3, 2)).fold("out", 0)
+    assert folded.plan.dormant
 
 
-def test_vmap_of_the_module_equals_the_loop_and_jit_equals_eager():
-    module = grafted().module
-    assert_close(over(module), jnp.stack([module(x) for x in X]))
-    assert_close(eqx.filter_jit(over)(module, X), over(module))
-    assert_close(jnp.stack([grafted()(x) for x in X]), over(module))
+def dropout():
+    layers = [equinox_linear(3, 5), eqx.nn.Dropout(0.5), equinox_linear(5, 2)]
+    model = EQUINOX.wrap(eqx.nn.Sequential(layers), target_layers=[eqx.nn.Dropout, eqx.nn.Linear])
+    return model.load_kernel("layers.1", 0, dense_kernel(0, 5, 5), alpha=0.4)
 
 
-def test_only_parameters_are_trainable():
-    model = grafted().load_kernel("layers.0", 2, jax_kernel(1)).fossilize("layers.0", 2)
-    params, rest = eqx.partition(model.module, trainable(model.module))
-    own, fixed = params.layers[0], rest.layers[0]
-    assert (own.host_weight, own.weights, own.errors) == (None, None, None)
-    assert len(jax.tree.leaves(own.host)) == 2
-    assert len(jax.tree.leaves(own.kernels[0])) == len(artifact().params)
-    assert jax.tree.leaves(own.kernels[1]) == []
-    assert len(jax.tree.leaves(fixed.kernels[1])) == len(artifact().params)
-    assert jax.tree.structure(params.layers[1]) == jax.tree.structure(
-        eqx.filter(model.host.layers[1], eqx.is_inexact_array)
+def test_keys_reach_the_host_through_the_graft():
+    model, key = dropout(), jax.random.key(3)
+    kernel, (first, drop, last) = dense_kernel(0, 5, 5), model.host.layers
+    own = jax.random.split(key, 3)[1]
+    h = first(X[0])
+    y = last(0.6 * drop(h, key=own) + 0.4 * kernel.program.apply(kernel.params, h))
+    assert_close(model.module(X[0], key=key), y)
+    assert (np.asarray(model.module(X[0], key=jax.random.key(4))) != np.asarray(y)).any()
+    with pytest.raises(RuntimeError, match="requires a key"):
+        model.module(X[0])
+
+
+def test_inference_mode_reaches_the_host_through_the_graft_and_stays():
+    model = dropout()
+    inference = eqx.nn.inference_mode(model.module)
+    assert_bitwise(inference(X[0]), inference(X[0], key=jax.random.key(3)))
+    after = model.with_module(inference).unload_kernel("layers.1", 0)
+    assert EQUINOX.api.unwrap(after).layers[1].inference
+    again = eqx.nn.inference_mode(inference, value=False)
+    assert not again.layers[1].esper_host.inference
+
+
+def test_a_batch_norm_with_a_state_is_a_site():
+    host, state = eqx.nn.make_with_state(
+        lambda: eqx.nn.Sequential(
+            [equinox_linear(3, 5), eqx.nn.BatchNorm(5, "batch", mode="batch"), equinox_linear(5, 2)]
+        )
+    )()
+    model = EQUINOX.wrap(host, target_layers=[eqx.nn.BatchNorm, eqx.nn.Linear])
+    assert model.sites == ("layers.0", "layers.1", "layers.2")
+    kernel = dense_kernel(0, 5, 5)
+    model = model.load_kernel("layers.1", 0, kernel, alpha=0.4)
+
+    def over(call):
+        own = jax.tree.map(jnp.asarray, state)
+        return jax.vmap(lambda x: call(x, own), axis_name="batch", out_axes=(0, None))(X)
+
+    def by_hand(x, state):
+        first, norm, last = host.layers
+        x = first(x)
+        h, state = norm(x, state)
+        return last(0.6 * h + 0.4 * kernel.program.apply(kernel.params, x)), state
+
+    y, after = over(model.module)
+    expected, expected_after = over(by_hand)
+    assert_close(y, expected)
+    assert_bitwise(jax.tree.leaves(after), jax.tree.leaves(expected_after))
+    flat = EQUINOX.api.to_functional(model)
+    y, after = over(
+        lambda x, own: forward(flat.net, model.plan, flat.params, model.live, (x, own))[0]
     )
-    for leaf in jax.tree.leaves(trainable(host())):
-        assert leaf in (True, False)
+    assert_close(y, expected)
+    assert_tree_close(jax.tree.leaves(after), jax.tree.leaves(expected_after))
 
 
-def test_training_goes_back_by_with_module():
-    model = grafted()
-    params, static = eqx.partition(model.module, trainable(model.module))
-    _, trained = step(static)(params, X)
-    module = eqx.combine(trained, static)
-    after = model.with_module(module)
-    assert_bitwise(over(after.module), over(module))
-    assert_bitwise(after.kernels[1].params, module.layers[0].kernels[0])
-    assert_bitwise(unwrap(after).layers[0].weight, module.layers[0].host.weight)
-    assert isinstance(unwrap(after).layers[0], eqx.nn.Linear)
-    for before, now in zip(
-        jax.tree.leaves((model.host, model.kernels[1].params)),
-        jax.tree.leaves((after.host, after.kernels[1].params)),
-        strict=True,
-    ):
-        if eqx.is_inexact_array(now):
-            assert not np.array_equal(before, now)
-    assert_bitwise(over(after.unload_kernel("layers.0", 1).module), over(unwrap(after)))
+def test_a_graft_hides_no_attribute_of_its_layer():
+    class Weighted(eqx.Module):
+        weights: jax.Array
+        errors: jax.Array
+        name: str
+        layer: eqx.nn.Linear
+
+        def __call__(self, x):
+            return self.layer(x) * self.weights + self.errors
+
+    class Host(eqx.Module):
+        part: Weighted
+
+        def __call__(self, x):
+            return self.part(x) + self.part.weights + self.part.errors + self.part.layer(x)
+
+    part = Weighted(jnp.arange(3.0), jnp.ones(3), "part", equinox_linear(3, 3))
+    model = EQUINOX.wrap(Host(part), target_layers=["part"])
+    kernel = dense_kernel(0, 3, 3)
+    model = model.load_kernel("part", 0, kernel, alpha=0.4)
+    own = at(model.module, "part")
+    assert own.weights is part.weights
+    assert own.errors is part.errors
+    assert own.name == "part"
+
+    def by_hand(x):
+        h = 0.6 * part(x) + 0.4 * kernel.program.apply(kernel.params, x)
+        return h + part.weights + part.errors + part.layer(x)
+
+    assert_close(EQUINOX.over(model.module, X), EQUINOX.over(by_hand, X))
+    flat = EQUINOX.api.to_functional(model)
+    y, _ = forward_batch(flat.net, model.plan, flat.params, model.live, X)
+    assert_close(y, EQUINOX.over(by_hand, X))
 
 
-def test_a_module_of_another_structure_is_refused():
-    model = grafted()
-    for other in (host(), model.fossilize("layers.0", 1).module):
-        with pytest.raises(KasminaException, match="taken before any later graft"):
-            model.with_module(other)
+def test_equinoxs_own_surgery_and_files_work_on_a_grafted_module():
+    model = EQUINOX.wrap().load_kernel("layers.0", 0, dense_kernel())
+    zeroed = eqx.tree_at(lambda m: m.layers[0].weight, model.module, jnp.zeros((5, 3)))
+    assert not np.asarray(model.with_module(zeroed).host.layers[0].weight).any()
+    file = io.BytesIO()
+    eqx.tree_serialise_leaves(file, model.module)
+    file.seek(0)
+    blank = jax.tree.map(jnp.zeros_like, model.module)
+    loaded = eqx.tree_deserialise_leaves(file, blank)
+    assert_bitwise(EQUINOX.over(loaded, X), EQUINOX.over(model.module, X))
 
 
-@pytest.mark.parametrize("blend", BLENDS)
-def test_a_nan_kernel_is_contained(blend):
-    nan = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), jax_kernel())
-    model = wrap(host(), blend=blend).load_kernel("layers.0", 1, nan, alpha=0.4)
-    assert_close(over(model.module), over(host()))
-    params, static = eqx.partition(model.module, trainable(model.module))
-    gradient = jax.grad(lambda p: jnp.sum(over(eqx.combine(p, static)) ** 2))(params)
-    assert_finite(gradient)
-    assert not any(np.asarray(g).any() for g in jax.tree.leaves(gradient.layers[0].kernels))
+def test_a_host_in_bfloat16_stays_in_bfloat16():
+    model = EQUINOX.wrap(EQUINOX.mlp(dtype=jnp.bfloat16))
+    model = model.load_kernel("layers.0", 0, dense_kernel(dtype=jnp.bfloat16), alpha=0.4)
+    x = X.astype(jnp.bfloat16)
+    y = EQUINOX.over(model.module, x)
+    assert y.dtype == jnp.bfloat16
+    kernel = dense_kernel(dtype=jnp.bfloat16)
+    first, last = model.host.layers
+    k = kernel.program.apply(kernel.params, x)
+    h = jnp.tanh(0.6 * jax.vmap(first)(x) + 0.4 * k)
+    assert_close(y, jax.vmap(last)(h))
+    moved = trained(EQUINOX, model.module, x)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(EQUINOX.split(moved)[0])} == {"bfloat16"}
+
+
+def test_sequences_are_mapped_within_and_a_batch_without():
+    host = HOSTS["equinox sequence"]()
+    model = EQUINOX.wrap(host.module).load_kernel("linear", 0, dense_kernel(0, 6, 6), alpha=0.4)
+    y = host.apply(model.module, host.x)
+    assert_close(y, jnp.stack([model.module(ids) for ids in host.x]))

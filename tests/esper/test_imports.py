@@ -25,15 +25,17 @@ def test_the_core_and_the_jax_face_do_not_import_torch():
     assert "torch" not in _loaded("import esper_functional, esper_adapters.equinox")
 
 
-def test_the_torch_face_does_not_import_equinox():
-    assert "equinox" not in _loaded("import esper_adapters.pytorch")
+def test_a_face_imports_its_own_framework_alone():
+    assert not _loaded("import esper_adapters.pytorch") & {"equinox", "flax", "optax"}
+    assert not _loaded("import esper_adapters.equinox") & {"flax", "torch"}
+    assert not _loaded("import esper_adapters.flax") & {"equinox", "torch"}
 
 
 def test_the_names_that_users_type():
     import esper
     from esper.execution import KasminaLayer, SeedLifecycleState
 
-    assert esper.__all__ == ["unwrap", "wrap"]
+    assert esper.__all__ == ["export_plain", "unwrap", "wrap"]
     assert callable(esper.wrap)
     assert KasminaLayer.__mro__[1].__name__ == "Linear"
     assert SeedLifecycleState.FOSSILIZED == 4

@@ -21,6 +21,7 @@ from esper_functional import (
     Blend,
     Event,
     EventKind,
+    KasminaException,
     SeedIndexError,
     SeedLifecycleState,
     SeedState,
@@ -164,7 +165,13 @@ class KasminaLayer(nn.Linear):
         Raises:
             KernelMismatchError: for a kernel that does not fit; nothing is changed.
             SeedLifecycleError: for an event that the seed's stage does not allow.
+            KasminaException: for incubation and folding, which this layer does not do.
         """
+        if event.kind in (EventKind.INCUBATE, EventKind.FOLD):
+            raise KasminaException(
+                f"a torch layer does not {event.kind.value} kernels: layer {self.layer_name!r} is"
+                " unchanged. Set an alpha above 0, or fossilise; the jax faces incubate and fold"
+            )
         if event.kind is EventKind.ACTIVATE:
             if kernel is None:
                 raise ValueError("an ACTIVATE event needs the kernel that it grafts")
