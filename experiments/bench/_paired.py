@@ -14,22 +14,21 @@ so the variants are built anew several times and all builds' rounds are pooled.
 
 import dataclasses
 import gc
-import importlib.metadata
-import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+
+from experiments.bench._results import Row, Timing
 
 Call = Callable[[], object]
 """One piece of work, ready to run."""
+
+Clock = Literal["wall", "cpu"]
+"""`wall` is what is felt; `cpu` leaves out the time in which others had the core."""
 
 _XLA_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
@@ -55,51 +54,21 @@ class Sampling:
     """Least seconds of one timing; calls are repeated until it is reached."""
     warmup: int = 10
     """Rounds of each build that are not counted."""
+    budget: float = 30.0
+    """Seconds of timing after which the rounds of one comparison are cut, but not below `least`."""
+    least: int = 24
+    clock: Clock = "wall"
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """One variant's time, alone and against the reference's in the same rounds."""
+class Comparison(NamedTuple):
+    """Several variants, timed against the first of them."""
 
-    microseconds: float
-    """Median time of one call."""
-    ratio: float
-    """Median of the paired ratios."""
-    quartiles: tuple[float, float]
-    """The ratios' interquartile range."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One piece of work in its variants: the reference, its second twin, the candidate."""
-
-    name: str
-    target: float
-    """The candidate's ratio is to be at most this."""
+    rounds: int
+    """How often each was timed."""
     repeats: int
     """Calls in one timing."""
-    reference: Timing
-    again: Timing
-    candidate: Timing
-
-    @property
-    def met(self) -> bool:
-        """Whether the median ratio is within the target, noise or not."""
-        return self.candidate.ratio <= self.target
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """Something that is so or not, without a clock."""
-
-    name: str
-    expected: str
-    found: str
-
-    @property
-    def met(self) -> bool:
-        """Whether what was found is what was expected."""
-        return self.found == self.expected
+    timings: dict[str, Timing]
+    """By variant."""
 
 
 def one_core() -> int | None:
@@ -109,14 +78,50 @@ def one_core() -> int | None:
     core is taken, the first being where most machines serve interrupts. torch is
     told by `torch.set_num_threads(1)`.
     """
-    given = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{given} {_XLA_ONE_THREAD}".strip()
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    one_thread()
     if not hasattr(os, "sched_setaffinity"):
         return None
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     return core
+
+
+def one_thread() -> None:
+    """Give XLA's operations one thread each; to be called before jax compiles anything."""
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{given} {_XLA_ONE_THREAD}".strip()
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+
+
+def compare_all(
+    build: Callable[[], Mapping[str, Call]],
+    sampling: Sampling,
+    wait: Callable[[Any], object] = lambda result: result,
+) -> Comparison:
+    """Time variants that do the same work; the first is the reference.
+
+    Args:
+        build: makes the calls; what they run once is compiled before it is timed.
+        wait: blocks until a result is there, for frameworks that run ahead.
+    """
+    clock = time.perf_counter if sampling.clock == "wall" else time.process_time
+    rounds = repeats = 0
+    names: list[str] = []
+    parts: list[np.ndarray[Any, Any]] = []
+    for _ in range(sampling.builds):
+        variants = build()
+        names, calls = list(variants), list(variants.values())
+        for call in calls:
+            wait(call())
+        if not repeats:
+            repeats, seconds = _repeats(calls, sampling.sample, wait, clock)
+            affordable = int(sampling.budget / (seconds * len(calls)))
+            rounds = min(sampling.rounds, max(sampling.least, affordable))
+        own = math.ceil(rounds / sampling.builds)
+        parts.append(_rounds(calls, repeats, own, min(sampling.warmup, own), wait, clock))
+    seconds = np.concatenate(parts)
+    timings = {name: _timing(seconds[:, i], seconds[:, 0], repeats) for i, name in enumerate(names)}
+    return Comparison(len(seconds), repeats, timings)
 
 
 def compare(
@@ -126,40 +131,72 @@ def compare(
     sampling: Sampling,
     wait: Callable[[Any], object] = lambda result: result,
 ) -> Row:
-    """Time a candidate against a reference that does the same work.
+    """Time a candidate against a reference that does the same work; see `compare_all`."""
+    (row,) = contest(
+        name, {"candidate": target}, lambda: build()._asdict(), sampling, wait, named=False
+    )
+    return row
+
+
+def contest(
+    name: str,
+    targets: Mapping[str, float | None],
+    build: Callable[[], Mapping[str, Call]],
+    sampling: Sampling,
+    wait: Callable[[Any], object] = lambda result: result,
+    named: bool = True,
+) -> list[Row]:
+    """Time several candidates against one reference: a row for each.
 
     Args:
-        build: makes the three calls; what they run once is compiled before it is timed.
-        wait: blocks until a result is there, for frameworks that run ahead.
+        targets: the greatest ratio that each candidate is to have; None for no target.
+        build: makes a reference, its second twin, and the candidates by name, in this order.
+        named: whether rows carry their candidate's name.
     """
-    repeats = 0
-    parts: list[np.ndarray[Any, Any]] = []
-    for _ in range(sampling.builds):
-        calls = build()
-        for call in calls:
-            wait(call())
-        repeats = repeats or _repeats(calls, sampling.sample, wait)
-        parts.append(_rounds(calls, repeats, sampling, wait))
-    seconds = np.concatenate(parts)
-    timings = [_timing(seconds[:, i], seconds[:, 0], repeats) for i in range(len(Twins._fields))]
-    return Row(name, target, repeats, *timings)
+    found = compare_all(build, sampling, wait)
+    reference, again = list(found.timings.values())[:2]
+    return [
+        Row(
+            name,
+            target,
+            found.repeats,
+            reference,
+            again,
+            found.timings[variant],
+            variant=variant if named else "",
+            rounds=found.rounds,
+        )
+        for variant, target in targets.items()
+    ]
+
+
+def starting_with(
+    first: Mapping[str, Call], build: Callable[[], Mapping[str, Call]]
+) -> Callable[[], Mapping[str, Call]]:
+    """`build`, which gives variants that were built already the first time."""
+    built = [first]
+    return lambda: built.pop() if built else build()
 
 
 def _rounds(
-    calls: Twins, repeats: int, sampling: Sampling, wait: Callable[[Any], object]
+    calls: Sequence[Call],
+    repeats: int,
+    rounds: int,
+    warmup: int,
+    wait: Callable[[Any], object],
+    clock: Callable[[], float],
 ) -> np.ndarray[Any, Any]:
     """Seconds of each timing, `[rounds, variants]`, of one build."""
-    rounds = math.ceil(sampling.rounds / sampling.builds)
     seconds = np.empty((rounds, len(calls)))
     gc.collect()
     gc.disable()
     try:
-        for turn in range(-sampling.warmup, rounds):
+        for turn in range(-warmup, rounds):
             order = [(turn + i) % len(calls) for i in range(len(calls))]
             if turn // len(calls) % 2:
                 order.reverse()
             for i in order:
-                taken = _sample(calls[i], repeats, wait)
+                taken = _sample(calls[i], repeats, wait, clock)
                 if turn >= 0:
                     seconds[turn, i] = taken
     finally:
@@ -167,123 +204,40 @@ def _rounds(
     return seconds
 
 
-def _sample(call: Call, repeats: int, wait: Callable[[Any], object]) -> float:
+def _sample(
+    call: Call, repeats: int, wait: Callable[[Any], object], clock: Callable[[], float]
+) -> float:
     result = None
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         result = call()
     wait(result)
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def _repeats(calls: Sequence[Call], sample: float, wait: Callable[[Any], object]) -> int:
-    """Calls that take the fastest variant at least `sample` seconds, even at its best."""
+def _repeats(
+    calls: Sequence[Call],
+    sample: float,
+    wait: Callable[[Any], object],
+    clock: Callable[[], float],
+) -> tuple[int, float]:
+    """Calls that take the fastest variant at least `sample` seconds, even at its best.
+
+    Returns:
+        The number of calls, and about how many seconds they take a variant.
+    """
     repeats = 1
     while True:
-        best = min(_sample(call, repeats, wait) for call in calls for _ in range(5))
+        taken = [_sample(call, repeats, wait, clock) for call in calls]
+        if min(taken) < 10 * sample:  # far above it, one look is enough
+            taken += [_sample(call, repeats, wait, clock) for call in calls for _ in range(4)]
+        best = min(taken)
         if best >= sample:
-            return repeats
-        repeats = max(repeats + 1, math.ceil(min(10.0, 1.1 * sample / best) * repeats))
+            return repeats, float(np.mean(taken))
+        repeats = max(repeats + 1, math.ceil(min(10.0, 1.1 * sample / max(best, 1e-9)) * repeats))
 
 
 def _timing(seconds: np.ndarray[Any, Any], reference: np.ndarray[Any, Any], repeats: int) -> Timing:
     ratios = seconds / reference
     low, middle, high = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
     return Timing(float(np.median(seconds)) / repeats * 1e6, middle, (low, high))
-
-
-def machine(core: int | None, packages: Sequence[str]) -> dict[str, Any]:
-    """What was measured on; packages that are not installed have version None."""
-    versions: dict[str, str | None] = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "pinned_to": core,
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def console() -> Console:
-    """A console wide enough for the tables where the output is not a terminal."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=150)
-
-
-def _verdict(met: bool) -> str:
-    return "[green]met[/]" if met else "[red]not met[/]"
-
-
-def print_rows(out: Console, title: str, rows: Sequence[Row], names: tuple[str, str]) -> None:
-    """One line a row; `names` are the reference's and the candidate's."""
-    reference, candidate = names
-    table = Table(title=title, title_justify="left")
-    table.add_column("work", no_wrap=True)
-    for heading in (
-        f"{reference} µs", f"{candidate} µs", f"{reference} again / {reference}",
-        f"{candidate} / {reference}", "target", "",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.reference.microseconds:.1f}",
-            f"{row.candidate.microseconds:.1f}",
-            _ratio(row.again),
-            _ratio(row.candidate),
-            f"≤ {row.target:g}",
-            _verdict(row.met),
-        )
-    out.print(table)
-
-
-def _ratio(timing: Timing) -> str:
-    low, high = timing.quartiles
-    return f"{timing.ratio:.4f} [dim]({low:.3f}–{high:.3f})[/]"
-
-
-def print_checks(out: Console, title: str, checks: Sequence[Check]) -> None:
-    """One line a check."""
-    table = Table("what", "expected", "found", "", title=title, title_justify="left")
-    for check in checks:
-        table.add_row(check.name, check.expected, check.found, _verdict(check.met))
-    out.print(table)
-
-
-def write_json(
-    path: Path,
-    *,
-    benchmark: str,
-    settings: Any,
-    machine: Mapping[str, Any],
-    rows: Sequence[Row],
-    checks: Sequence[Check],
-    notes: Sequence[str] = (),
-) -> None:
-    """Write what was measured; times in µs, `settings` a dataclass."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "benchmark": benchmark,
-        "settings": dataclasses.asdict(settings),
-        "machine": dict(machine),
-        "rows": [dataclasses.asdict(row) | {"met": row.met} for row in rows],
-        "checks": [dataclasses.asdict(check) | {"met": check.met} for check in checks],
-        "notes": list(notes),
-    }
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
