@@ -142,6 +142,7 @@ for now in range(800, 803):
     ledger += ef.fault_events(poisoned.seeds, errors, step=now)
     poisoned = counted
 print("the kernel of NaN:", SeedLifecycleState(poisoned.seeds.stage[1, 0]).name)
+assert poisoned.seeds.stage[1, 0] == SeedLifecycleState.ERROR_RECOVERY
 model, opt_state = record(poisoned, opt_state, Event(803, 1, 0, EventKind.RESET))
 
 # %% [markdown]

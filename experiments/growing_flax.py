@@ -132,6 +132,7 @@ model = train(model, optimizer, 400, 401)
 with count_compilations() as count:
     model = train(model, optimizer, 401, 500)
 print("programs compiled along the rest of the ramp:", count())
+assert count() == 0
 model = train(model, optimizer, 500, 800)
 
 # %% [markdown]
@@ -150,6 +151,7 @@ for now in range(800, 803):
     ledger += ef.fault_events(poisoned.seeds, errors, step=now)
     poisoned = counted
 print("the kernel of NaN:", SeedLifecycleState(poisoned.seeds.stage[1, 0]).name)
+assert poisoned.seeds.stage[1, 0] == SeedLifecycleState.ERROR_RECOVERY
 model, optimizer = record(poisoned, optimizer, Event(803, 1, 0, EventKind.RESET))
 
 # %% [markdown]

@@ -169,6 +169,7 @@ nan = ef.kernel_from_function(lambda params, h: params * h[:, :2], jnp.asarray(j
 alone, run = train(run, 700, 720), train(graft(run, 700, 1, 0, nan, 0.5), 700, 720)
 assert close(output(run, x), output(alone, x))
 print("the kernel of NaN:", SeedLifecycleState(run.seeds.stage[1, 0]).name)
+assert run.seeds.stage[1, 0] == SeedLifecycleState.ERROR_RECOVERY
 run = record(run, Event(720, 1, 0, EventKind.RESET))
 run = run.with_params(kernels={0: run.params["kernels"][0]})
 
@@ -186,10 +187,8 @@ low_rank = kernel_from_blueprint(load_blueprint("low_rank"), signature, sizes={"
 run = train(graft(run, 720, 1, 1, low_rank, 1.0), 720, 800)
 assert tree_digest(run.fossils) == fossil
 
-affine, out = (
-    ef.affine_form(run.kernels()[3], 8),
-    jax.tree.map(np.asarray, run.params["host"]["out"]),
-)
+affine = ef.affine_form(run.kernels()[3], 8)
+out = jax.tree.map(np.asarray, run.params["host"]["out"])
 weight, bias = ef.fold_linear(out["weight"], out["bias"], affine, BLEND, np.ones(1, np.float32), 0)
 host = {**run.params["host"], "out": {"weight": jnp.asarray(weight), "bias": jnp.asarray(bias)}}
 before = output(run, x)

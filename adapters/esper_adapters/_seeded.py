@@ -114,8 +114,9 @@ class Surgery(NamedTuple):
     """A host with other weights in one linear layer."""
     plain: Callable[[Any, Mapping[str, Graft], Mapping[str, Signature]], Any]
     """A host with some layers in their grafted form, by means of jax and the framework alone."""
-    by_identity: bool
-    """Whether one layer at several paths is one layer, as in a graph, or several, as in a tree."""
+    mutable: bool
+    """Whether models are graphs of objects that change in place: one layer at several paths is
+    one layer. In trees it is several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,7 @@ class SeededModel:
     def _current(self) -> "SeededModel":
         """With the parameters that `module` has now, in case it was trained in place."""
         module = vars(self).get("module")
-        return self if module is None or module is self.host else self._taken_over(module)
+        return self._taken_over(module) if module is not None and self.surgery.mutable else self
 
     def apply_event(self, event: Event, kernel: Kernel | None = None) -> "SeededModel":
         """The model after an event; ACTIVATE needs the `kernel` that it grafts.
@@ -482,7 +483,7 @@ def seed_model(
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}
     names = select_layers(layers, target_layers)
-    if surgery.by_identity:
+    if surgery.mutable:
         for name in names:
             first.setdefault(id(layers[name]), name)
         names = tuple(first.values())

@@ -64,6 +64,11 @@ def _all_mapped(size: int, in_batched: Any, args: tuple[Any, ...]) -> tuple[Any,
     )
 
 
+def _axes(in_batched: Any) -> Any:
+    """The `in_axes` of `jax.vmap` for what is mapped."""
+    return jax.tree.map(lambda hit: 0 if hit else None, tuple(in_batched))
+
+
 def _pull_back(
     apply: Apply,
     rank: int,
@@ -96,9 +101,9 @@ def _contained(program: Program, summed: bool) -> Apply:
     def _forward_rule(size: int, in_batched: Any, params: Params, x: jax.Array) -> Any:
         if not any(jax.tree.leaves(in_batched[0])):
             return _unfold(forward(params, _fold(x)), size), True
-        args = _all_mapped(size, in_batched, (params, x))
         if mappable is not None:
-            return jax.vmap(mappable)(*args), True
+            return jax.vmap(mappable, in_axes=_axes(in_batched))(params, x), True
+        args = _all_mapped(size, in_batched, (params, x))
         return jax.lax.map(lambda one: forward(*one), args), True
 
     @custom_vmap
@@ -109,11 +114,13 @@ def _contained(program: Program, summed: bool) -> Apply:
 
     @backward.def_vmap
     def _backward_rule(size: int, in_batched: Any, *args: Any) -> Any:
-        full = _all_mapped(size, in_batched, args)
         if mappable is not None:
             own = mappable
-            out = jax.vmap(lambda *one: _pull_back(own, rank, *one))(*full)
+            out = jax.vmap(lambda *one: _pull_back(own, rank, *one), in_axes=_axes(in_batched))(
+                *args
+            )
         else:
+            full = _all_mapped(size, in_batched, args)
             out = jax.lax.map(lambda one: backward(*one), full)
         return out, jax.tree.map(lambda _: True, out)
 

@@ -147,10 +147,10 @@ class _DynamicSite:
         branch = jnp.where(runs, jnp.where(there, jnp.asarray(codes, jnp.int32)[held], _UNFIT), 0)
 
         def absent(_: Any) -> Verdict:
-            return jnp.zeros_like(h), jnp.ones(h.shape, jnp.bool_), jnp.zeros((), jnp.bool_)
+            return jnp.zeros_like(h), jnp.ones_like(h, jnp.bool_), jnp.zeros((), jnp.bool_)
 
         def unfit(_: Any) -> Verdict:
-            return jnp.zeros_like(h), jnp.zeros(h.shape, jnp.bool_), jnp.ones((), jnp.bool_)
+            return jnp.zeros_like(h), jnp.zeros_like(h, jnp.bool_), jnp.ones((), jnp.bool_)
 
         def running_program(i: int) -> Callable[[Any], Verdict]:
             program = self._bank.programs[i]

@@ -280,6 +280,33 @@ def explicit_mesh() -> None:
     assert_spread(found[-1][0], "data", mesh=mesh)
 
 
+def explicit_mesh_mapped() -> None:
+    """A network of one example under `jax.vmap`, and the dynamic mode, over a spread batch."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    put = partial(place, mesh=mesh)
+    planned, params, live, x, y = setting(bad=5)
+    state, table = grafted(2)
+    held = ef.make_bank({2: table[2]})
+
+    def mapped(params: Any, kernels: Any, x: Any, y: Any) -> Any:
+        own = dataclasses.replace(live, params=kernels)
+        out = jax.vmap(lambda x: ef.forward(net_of_one, planned, params, own, x)[0])(x)
+        return jnp.mean((out - y) ** 2), out
+
+    def dynamic(params: Any, kernels: Any, x: Any, y: Any) -> Any:
+        own = dataclasses.replace(held, params=kernels)
+        arrays = jax.tree.map(jnp.asarray, state)
+        out, _ = ef.forward_dynamic(net, params, arrays, own, x, sites=SITES)
+        return jnp.mean((out - y) ** 2), out
+
+    for function, kernels in ((mapped, live.params), (dynamic, held.params)):
+        take = jax.jit(jax.value_and_grad(function, argnums=(0, 1), has_aux=True))
+        with jax.set_mesh(mesh):
+            found = take(put(params), put(kernels), put(x, "data"), put(y, "data"))
+        assert_tree_close(found, take(params, kernels, x, y))
+        assert_spread(found[0][1], "data", mesh=mesh)
+
+
 def shard_map() -> None:
     """Gradients within it need `check_vma=False`: jax cannot tell what a reverse rule sums."""
     planned, params, live, x, y = setting(bad=5)
@@ -317,6 +344,7 @@ CASES: dict[str, Callable[[], None]] = {
         incubation,
         population,
         explicit_mesh,
+        explicit_mesh_mapped,
         shard_map,
     )
 }

@@ -21,6 +21,7 @@ CASES = {
     "incubation",
     "population",
     "explicit_mesh",
+    "explicit_mesh_mapped",
     "shard_map",
 }
 

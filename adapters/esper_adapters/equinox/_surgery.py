@@ -240,5 +240,5 @@ SURGERY = Surgery(
     linear=linear,
     with_linear=with_linear,
     plain=plain,
-    by_identity=False,
+    mutable=False,
 )

@@ -288,5 +288,5 @@ SURGERY = Surgery(
     linear=linear,
     with_linear=with_linear,
     plain=plain,
-    by_identity=True,
+    mutable=True,
 )
