@@ -169,7 +169,9 @@ class SeededModel:
     def module(self) -> Any:
         """The network that runs: the host, with a grafted layer wherever kernels run."""
         grafts = plan_grafts(self.plan, self.live, running_seeds(self.seeds))
-        return self.surgery.graft(self.host, grafts)
+        # It is kept: where it is first asked for within a trace, nothing of that may stay in it.
+        with jax.ensure_compile_time_eval():
+            return self.surgery.graft(self.host, grafts)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Run the network, as its host is called."""

@@ -85,7 +85,9 @@ def _pull_back(
     clean = jnp.all(finite)
     d_params = jax.tree.map(lambda d: jnp.where(clean, d, jnp.zeros_like(d)), d_params)
     row = finite.reshape(finite.shape[:1] + (1,) * rank)
-    return d_params, jnp.where(row & _examples_finite(d_x, rank), d_x, jnp.zeros_like(d_x))
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        row = row & _examples_finite(d_x, rank)
+    return d_params, jnp.where(row, d_x, jnp.zeros_like(d_x))
 
 
 @cache

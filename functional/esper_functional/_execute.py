@@ -269,9 +269,10 @@ def count_faults(live: Live | None, *faults: Sequence[jax.Array]) -> Live | None
     if live is None:
         return None
     given = [len(seen) for seen in faults if seen]
-    if not given or set(given) != {len(live.params)}:
+    count = int(jnp.shape(live.errors)[-1])
+    if not given or set(given) != {count}:
         raise KasminaException(
-            f"count_faults: the live part has {len(live.params)} kernels, and the faults given are"
+            f"count_faults: the live part has {count} kernels, and the faults given are"
             f" of {given}: give Observed.faults of the plan that the live part was gathered with"
         )
     failed = jnp.any(jnp.stack([jnp.stack(list(seen)) for seen in faults if seen]), axis=0)

@@ -74,10 +74,9 @@ def layers(host: Any) -> dict[str, Any]:
 
 def signature(layer: Any) -> Signature | None:
     """Of a linear layer, whose weights say it."""
-    found = linear(layer)
-    if found is None:
+    if not _is_linear(layer):
         return None
-    outputs, inputs = found.weight.shape
+    outputs, inputs = layer.weight.shape
     return Signature((inputs,), (outputs,), layer.weight.dtype, layer.weight.dtype)
 
 
@@ -164,12 +163,17 @@ def probe(
     return y, tuple(map(jnp.logical_or, seen.faults, hidden.faults))
 
 
-def linear(layer: Any) -> Linear | None:
-    """The weights of an `eqx.nn.Linear` of vectors that computes what its class does."""
+def _is_linear(layer: Any) -> bool:
+    """Whether it is an `eqx.nn.Linear` of vectors that computes what its class does."""
     if not isinstance(layer, eqx.nn.Linear) or type(layer).__call__ is not eqx.nn.Linear.__call__:
-        return None
+        return False
     scalars = "scalar" in (layer.in_features, layer.out_features)
-    if scalars or stacked(layer) or not eqx.is_array(layer.weight):
+    return eqx.is_array(layer.weight) and not scalars and not stacked(layer)
+
+
+def linear(layer: Any) -> Linear | None:
+    """The weights of a linear layer of vectors."""
+    if not _is_linear(layer):
         return None
     bias = None if layer.bias is None else np.asarray(layer.bias)
     return Linear(np.asarray(layer.weight), bias)

@@ -118,11 +118,11 @@ def strip(module: Any) -> tuple[Any, dict[str, Mapping[int, Any]]]:
 
 def signature(layer: Any) -> Signature | None:
     """Of a linear layer, whose weights say it."""
-    found = linear(layer)
-    if found is None:
+    if not _is_linear(layer):
         return None
-    outputs, inputs = found.weight.shape
-    dtype = found.weight.dtype if layer.dtype is None else jnp.dtype(layer.dtype)
+    weight = layer.kernel[...]
+    inputs, outputs = weight.shape
+    dtype = weight.dtype if layer.dtype is None else jnp.dtype(layer.dtype)
     return Signature((inputs,), (outputs,), dtype, dtype)
 
 
@@ -197,11 +197,16 @@ def probe(
     return _probe(graph, sites, planned, state, live, args)
 
 
-def linear(layer: Any) -> Linear | None:
-    """The weights of an `nnx.Linear` that computes what its class does."""
+def _is_linear(layer: Any) -> bool:
+    """Whether it is an `nnx.Linear` that computes what its class does."""
     if not isinstance(layer, nnx.Linear) or type(layer).__call__ is not nnx.Linear.__call__:
-        return None
-    if stacked(layer):
+        return False
+    return not stacked(layer)
+
+
+def linear(layer: Any) -> Linear | None:
+    """The weights of a linear layer."""
+    if not _is_linear(layer):
         return None
     weight = np.asarray(layer.kernel[...]).T
     return Linear(weight, None if layer.bias is None else np.asarray(layer.bias[...]))
