@@ -1,7 +1,7 @@
 """`esper.wrap` and `esper.unwrap`, for whichever framework the model is of."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,13 +51,15 @@ def _open(library: "Library | Path | str | None") -> "Library | None":
 def wrap(
     model: Any,
     *,
-    target_layers: Sequence[type | str] | None = None,
+    target_layers: type | str | Sequence[type | str] | None = None,
     seeds_per_layer: int = 4,
     blend: str = "convex",
     isolate: bool = False,
+    contain: bool = True,
     library: "Library | Path | str | None" = None,
     copy: bool = False,
     example: tuple[Any, ...] | None = None,
+    call: Callable[..., Any] | None = None,
 ) -> Any:
     """Give the layers of a model seeds, into which kernels can be grafted.
 
@@ -73,10 +75,14 @@ def wrap(
         seeds_per_layer: how many kernels each can carry.
         blend: "convex", "residual" or "sequential".
         isolate: stop gradients from kernels to the layers' inputs.
+        contain: keep gradients of a failed kernel out of its host's; False allows forward-mode
+            and second derivatives (jax), and leaves a failed kernel's gradients uncontained.
         library: the library, or its folder, that kernels are loaded from by id.
         copy: (torch) copy the parameters instead of sharing them.
         example: (jax) arguments of one call, by which shapes are known and kernels that do not
             fit are refused when they are loaded.
+        call: (jax) `call(module, *args)`, how the model is run where it takes more than a batch,
+            such as keys, a state, or an axis name; see a face's `wrap`.
 
     Raises:
         InputError: for a model of another framework, or an option of one.
@@ -89,7 +95,9 @@ def wrap(
         "isolate": isolate,
     }
     if target_layers is not None:
-        options["target_layers"] = tuple(target_layers)
+        lone = isinstance(target_layers, type | str)
+        target_layers = (target_layers,) if lone else tuple(target_layers)
+        options["target_layers"] = target_layers
     store = _open(library)
     if _is_torch(model):
         from esper.execution import load_torch_kernel
@@ -97,6 +105,8 @@ def wrap(
 
         if example is not None:
             raise InputError("esper.wrap: `example` is for jax models; a torch layer knows its own")
+        if not contain or call is not None:
+            raise InputError("esper.wrap: `contain=False` and `call` are for jax models")
         paths = [target for target in target_layers or () if isinstance(target, str)]
         if paths:
             raise InputError(
@@ -122,7 +132,7 @@ def wrap(
             return face.Resolved(load_jax_kernel(artifact), artifact.manifest.confidence)
 
         options["resolve"] = resolve
-    return face.wrap(model, example=example, **options)
+    return face.wrap(model, example=example, contain=contain, call=call, **options)
 
 
 def unwrap(model: Any) -> Any:

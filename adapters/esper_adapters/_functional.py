@@ -1,9 +1,16 @@
 """The flat form of a model: a network over explicit parameters, for hot loops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from esper_functional import Network
+import jax
+import numpy as np
+
+from esper_functional import Network, Observed
+
+Call = Callable[..., Any]
+"""`call(module, *args)`: how a model is run on a batch, where that is not the usual way: with a
+key, with a state, under another axis name."""
 
 
 class FunctionalModel(NamedTuple):
@@ -18,6 +25,41 @@ class FunctionalModel(NamedTuple):
     """From parameters (and `rest`) back to the host."""
     rest: Any = None
     """The model's other state, such as running statistics; None where it has none."""
+
+
+class StaticTree(NamedTuple):
+    """What is no array of a tree: hashable."""
+
+    structure: Any
+    others: tuple[Any, ...]
+
+
+_ARRAY = object()
+"""Where an array was."""
+
+
+def split_arrays(tree: Any) -> tuple[list[Any], StaticTree]:
+    """The arrays of a tree, and the rest, such as a flag; for `join_arrays`."""
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    return arrays, StaticTree(structure, tuple(_ARRAY if _is_array(x) else x for x in leaves))
+
+
+def join_arrays(arrays: Sequence[Any], static: StaticTree) -> Any:
+    """The tree again, with other arrays in the old places."""
+    rest = iter(arrays)
+    leaves = [next(rest) if other is _ARRAY else other for other in static.others]
+    return jax.tree.unflatten(static.structure, leaves)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def join_faults(seen: Observed, shadows: Observed) -> tuple[Any, ...]:
+    """Each kernel's fault: that of its shadow for one that incubates, else of the forward pass."""
+    pairs = zip(seen.faults, shadows.faults, strict=True)
+    return tuple(shadow if fault is None else fault for fault, shadow in pairs)
 
 
 def call_layer(layer: Any, *args: Any, **options: Any) -> Any:

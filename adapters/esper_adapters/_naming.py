@@ -2,8 +2,11 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from esper_functional import BlendError, Event, EventKind, SeedIndexError
+import numpy as np
+
+from esper_functional import BlendError, Event, EventKind, KasminaException, SeedIndexError
 
 HOST_FIELD = "esper_host"
 """Under this name a grafted node holds the host's layer: an attribute, or a key of a dict."""
@@ -32,6 +35,18 @@ def nothing_matched(targets: Iterable[type], present: Iterable[str]) -> SeedInde
         f"wrap: the model has no linear layer of type {wanted}; it is made of"
         f" {', '.join(sorted(set(present)))}. Linear layers are what can carry seeds."
     )
+
+
+def two_of_a_name(name: str) -> KasminaException:
+    """The error for two layers that one path names, because a key has a dot in it."""
+    return KasminaException(
+        f"wrap: two layers of the model are called {name!r}: rename the key that has a dot in it"
+    )
+
+
+def describe_array(array: Any) -> str:
+    """Such as `float32[8, 4]`."""
+    return f"{array.dtype}{list(np.shape(array))}"
 
 
 def first_alpha(confidence: float) -> float:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper_adapters._graft import Blending, Graft, plan_grafts, run_graft
-from esper_adapters._seeded import SeededModel, Signature
+from esper_adapters._seeded import SeededModel
+from esper_adapters._surgery import Signature
 from esper_functional import FoldError, KasminaException, difference, running_seeds
 
 Evaluate = Callable[..., Any]

@@ -7,18 +7,19 @@ and put together is its `Surgery`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
-from esper_adapters._functional import FunctionalModel
-from esper_adapters._graft import Graft, plan_grafts
+from esper_adapters._functional import Call, FunctionalModel
+from esper_adapters._graft import plan_grafts
 from esper_adapters._naming import check_alpha, find_row, first_alpha, load_events
-from esper_adapters._select import Target, select_layers
+from esper_adapters._surgery import Linear, Probed, Signature, Stripped, Surgery
 from esper_functional import (
     Event,
     EventKind,
@@ -27,7 +28,6 @@ from esper_functional import (
     Kernel,
     KernelMismatchError,
     Live,
-    Network,
     Plan,
     SeedIndexError,
     SeedLifecycleState,
@@ -41,7 +41,6 @@ from esper_functional import (
     fault_events,
     fold_linear,
     gather,
-    init_seeds,
     plan,
     running_seeds,
 )
@@ -57,66 +56,6 @@ class Resolved:
 
 Resolve = Callable[[str], Resolved]
 """Finds a kernel by its id; raises LookupError where there is none."""
-
-
-class Signature(NamedTuple):
-    """What a site's layer takes and returns, with whatever leading axes it was called with."""
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    input_dtype: Any
-    dtype: Any
-    """Of what it returns."""
-    whole: bool = False
-    """Whether the shapes are those of a call, batch and all, or those of their last axes."""
-    alone: bool = True
-    """Whether it takes one array and returns one."""
-
-
-class Linear(NamedTuple):
-    """The weights of a linear layer, in numpy."""
-
-    weight: np.ndarray
-    """`[out, in]`."""
-    bias: np.ndarray | None
-
-
-Probed = tuple[Any, tuple[jax.Array, ...]]
-"""A network's output, and for each running kernel whether it failed."""
-
-
-class Surgery(NamedTuple):
-    """How the models of one framework are taken apart and put together."""
-
-    framework: str
-    layers: Callable[[Any], dict[str, Any]]
-    """All layers of a bare host, by path."""
-    signature: Callable[[Any], Signature | None]
-    """What a layer takes and returns, where its weights say so."""
-    stacked: Callable[[Any], bool]
-    """Whether a layer is several in one, stacked for a scan or a map over layers."""
-    graft: Callable[[Any, Mapping[str, Graft]], Any]
-    """The network with grafted layers, for a host; never the host's own mutable parts."""
-    strip: Callable[[Any], tuple[Any, dict[str, Mapping[int, Any]]]]
-    """A network's host, and the parameters of its kernels by layer and seed."""
-    grafted: Callable[[Any], dict[str, Any]]
-    """The layers of a network by path, grafted ones as such."""
-    structure: Callable[[Any], Any]
-    """What two networks of one plan have equal."""
-    functional: Callable[[Any, Sequence[str]], FunctionalModel]
-    """The flat form of a host with sites."""
-    probe: Callable[[Any, tuple[str, ...], Plan, Live | None, tuple[Any, ...]], Probed]
-    """One compiled forward pass of a host with sites, as the framework's models are called: its
-    output, and whether each running kernel failed, in its shadow if it incubates."""
-    linear: Callable[[Any], Linear | None]
-    """The weights of a linear layer; None for another."""
-    with_linear: Callable[[Any, str, Linear], Any]
-    """A host with other weights in one linear layer."""
-    plain: Callable[[Any, Mapping[str, Graft], Mapping[str, Signature]], Any]
-    """A host with some layers in their grafted form, by means of jax and the framework alone."""
-    mutable: bool
-    """Whether models are graphs of objects that change in place: one layer at several paths is
-    one layer. In trees it is several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +86,16 @@ class SeededModel:
     signatures: Mapping[str, Signature] = dataclasses.field(default_factory=dict, repr=False)
     """What is known of the sites' shapes; the rest is checked when it is first traced."""
     resolve: Resolve | None = dataclasses.field(default=None, repr=False)
+    call: Call | None = dataclasses.field(default=None, repr=False)
+    """How the model is run on a batch; None for its framework's way."""
+    step: int = 0
+    """The step that the seeds have reached: what comes without a step comes at this one."""
+    events: tuple[Event, ...] = dataclasses.field(default=(), repr=False)
+    """All that happened to the seeds since `wrap`, oldest first: `fold_events` over the initial
+    state, advanced to the same step, is `seeds` again."""
+
+    def __post_init__(self) -> None:
+        vars(self)["_trace"] = get_opaque_trace_state(convention="nnx")
 
     @cached_property
     def plan(self) -> Plan:
@@ -165,13 +114,18 @@ class SeededModel:
         """The data of the running seeds; None where none runs."""
         return gather(self.seeds, self._current().kernels, self.plan)
 
-    @cached_property
+    @property
     def module(self) -> Any:
         """The network that runs: the host, with a grafted layer wherever kernels run."""
+        kept = vars(self).get("_module")
+        if kept is not None:
+            return kept
         grafts = plan_grafts(self.plan, self.live, running_seeds(self.seeds))
-        # It is kept: where it is first asked for within a trace, nothing of that may stay in it.
-        with jax.ensure_compile_time_eval():
-            return self.surgery.graft(self.host, grafts)
+        module = self.surgery.graft(self.host, grafts)
+        # What is made within a trace must not outlive it.
+        if get_opaque_trace_state(convention="nnx") == vars(self)["_trace"]:
+            vars(self)["_module"] = module
+        return module
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Run the network, as its host is called."""
@@ -187,29 +141,106 @@ class SeededModel:
         """Take over the parameters of a trained `module`.
 
         Raises:
-            KasminaException: for a module whose grafts are not this model's.
+            KasminaException: for a module whose grafts are not this model's, or in which an
+                optimiser moved what does not train.
         """
-        if self.surgery.structure(self.module) != self.surgery.structure(module):
+        (own, arrays), (other, others) = map(self.surgery.structure, (self.module, module))
+        if own != other or arrays.keys() != others.keys():
             raise KasminaException(
                 "with_module: the module has another structure than this model's: pass the trained"
                 " form of `model.module`, taken before any later graft"
             )
-        return self._taken_over(module)
+        for path, kind in arrays.items():
+            if others[path] != kind:
+                raise KasminaException(
+                    f"with_module: {path!r} is {kind} in this model and {others[path]} in the"
+                    " module that it was given"
+                )
+        stripped = self.surgery.strip(module)
+        self._check_frozen(stripped)
+        return self._taken_over(stripped)
 
-    def _taken_over(self, module: Any) -> "SeededModel":
-        host, trained = self.surgery.strip(module)
+    def _check_frozen(self, stripped: Stripped) -> None:
+        grafts = plan_grafts(
+            self.plan, gather(self.seeds, self.kernels, self.plan), running_seeds(self.seeds)
+        )
+        # A shared layer may go by another of its names there.
+        blending = {self._row(name): own for name, own in stripped.blending.items()}
+        kernels = {self._row(name): own for name, own in stripped.kernels.items()}
+        for name, graft in grafts.items():
+            row = self._row(name)
+            moved: list[str] = []
+            if not _equal(graft.blending, blending[row]):
+                moved.append("the blend weights")
+            for seed, run in zip(graft.anatomy.seeds, graft.anatomy.runs, strict=True):
+                if run.frozen and not _equal(graft.kernels[seed], kernels[row][seed]):
+                    moved.append(f"the fossil of seed {seed}")
+            if moved:
+                raise KasminaException(
+                    f"with_module: {' and '.join(moved)} of layer {name!r} moved in training, and"
+                    " they are none of an optimiser's (weight decay moves what has no gradient):"
+                    " train by esper_adapters.optax.freeze(optimizer, trainable), or update by"
+                    " eqx.partition(module, trainable(module)) what trains alone"
+                )
+
+    def _taken_over(self, stripped: Stripped) -> "SeededModel":
         kernels = dict(self.kernels)
-        for name, own in trained.items():
+        for name, own in stripped.kernels.items():
             row = self._row(name)
             for seed, params in own.items():
                 slot = int(self.seeds.slot[row, seed])
-                kernels[slot] = Kernel(kernels[slot].program, params)
-        return dataclasses.replace(self, host=host, kernels=kernels)
+                if self.seeds.stage[row, seed] != SeedLifecycleState.FOSSILIZED:
+                    kernels[slot] = Kernel(kernels[slot].program, params)
+        return dataclasses.replace(self, host=stripped.host, kernels=kernels)
+
+    def with_seeds(
+        self,
+        seeds: SeedState,
+        kernels: Mapping[int, Kernel],
+        *,
+        step: int,
+        events: tuple[Event, ...] = (),
+    ) -> "SeededModel":
+        """This host with other seeds and kernels, such as those of a checkpoint.
+
+        Host, seeds and kernels are all that a model is.
+
+        Args:
+            seeds: of this model's layers.
+            kernels: by slot, with their parameters; all that running seeds refer to.
+            step: the step that `seeds` had reached.
+            events: those by which they came about, to be gone on with.
+
+        Raises:
+            SeedIndexError: for seeds of another shape, or a slot without a kernel.
+            KernelMismatchError: for a kernel that does not fit.
+        """
+        seeds = jax.tree.map(np.asarray, seeds)
+        if seeds.shape != self.seeds.shape:
+            raise SeedIndexError(
+                f"with_seeds: this model has {self.seeds.shape[0]} layers of {self.seeds.shape[1]}"
+                f" seeds; got a state of shape {seeds.shape}"
+            )
+        held = {int(slot) for slot in np.unique(seeds.slot)}
+        kernels = {slot: kernel for slot, kernel in kernels.items() if slot in held}
+        model = dataclasses.replace(
+            self, seeds=seeds, kernels=kernels, step=step, events=tuple(events)
+        )
+        # A plan looks every running seed's slot up.
+        for name, runs in model.plan.sites:
+            if not runs:
+                continue
+            row = self._row(name)
+            for seed in [j for i, j in running_seeds(seeds) if i == row]:
+                self._check(kernels[int(seeds.slot[row, seed])], row, seed)
+        return model
 
     def _current(self) -> "SeededModel":
         """With the parameters that `module` has now, in case it was trained in place."""
-        module = vars(self).get("module")
-        return self._taken_over(module) if module is not None and self.surgery.mutable else self
+        module = vars(self).get("_module")
+        if module is None or not self.surgery.mutable:
+            return self
+        return self._taken_over(self.surgery.strip(module))
 
     def apply_event(self, event: Event, kernel: Kernel | None = None) -> "SeededModel":
         """The model after an event; ACTIVATE needs the `kernel` that it grafts.
@@ -218,22 +249,53 @@ class SeededModel:
             KernelMismatchError, SeedIndexError, SeedLifecycleError, FoldError.
         """
         # First the state, which refuses layers and seeds that are not there.
+        self._at(event.step)
         seeds = apply_event(self.seeds, event, layers=self.sites)
+        if event.kind is EventKind.LOAD:
+            self._check_slot(event)
         current = self._current()
         kernels, host = dict(current.kernels), current.host
         if event.kind is EventKind.ACTIVATE:
             if kernel is None:
                 raise ValueError("an ACTIVATE event needs the kernel that it grafts")
-            self._check(kernel, event)
+            self._check(kernel, event.layer, event.seed)
             kernels[int(seeds.slot[event.layer, event.seed])] = kernel
         if event.kind is EventKind.FOLD:
             host = current._folded(event)
         held = {int(slot) for slot in np.unique(seeds.slot)}
         kernels = {slot: kernel for slot, kernel in kernels.items() if slot in held}
-        return dataclasses.replace(current, host=host, seeds=seeds, kernels=kernels)
+        return dataclasses.replace(
+            current,
+            host=host,
+            seeds=seeds,
+            kernels=kernels,
+            step=event.step,
+            events=(*self.events, event),
+        )
 
-    def _check(self, kernel: Kernel, event: Event) -> None:
-        name = self.sites[event.layer]
+    def _at(self, step: int | None) -> int:
+        """The step asked for, or the one reached."""
+        if step is None:
+            return self.step
+        if step < self.step:
+            raise KasminaException(
+                f"step {step} is over: this model's seeds have reached step {self.step}; give a"
+                " later one, or none"
+            )
+        return step
+
+    def _check_slot(self, event: Event) -> None:
+        slot, columns = int(event.value), self.seeds.shape[1]
+        for row, seed in np.argwhere(np.asarray(self.seeds.slot) == slot).tolist():
+            if (row, seed) != (event.layer, event.seed):
+                raise SeedIndexError(
+                    f"slot {slot} holds the kernel of seed {seed} of layer {self.sites[row]!r},"
+                    " which another would replace: give LOAD a slot of its own as value, such as"
+                    f" layer * seeds + seed, {event.layer * columns + event.seed} here"
+                )
+
+    def _check(self, kernel: Kernel, row: int, seed: int) -> None:
+        name = self.sites[row]
         if self.surgery.stacked(self.surgery.layers(self.host)[name]):
             raise KernelMismatchError(
                 f"layer {name!r} is several layers, stacked for a scan or a map over them, and"
@@ -249,7 +311,7 @@ class SeededModel:
             known.inputs[max(lead, 0) :],
             known.outputs[max(lead, 0) :],
             known.dtype,
-            f"seed {event.seed} of layer {name!r}",
+            f"seed {seed} of layer {name!r}",
             input_dtype=known.input_dtype,
         )
 
@@ -280,17 +342,18 @@ class SeededModel:
         self,
         layer_name: str,
         seed_idx: int,
-        kernel: str | Kernel,
+        kernel: Any,
         *,
         alpha: float | None = None,
-        step: int = 0,
+        step: int | None = None,
     ) -> "SeededModel":
         """Graft a kernel into a DORMANT seed.
 
         Args:
             layer_name: the layer's path, such as `layers.0`.
-            kernel: the id of an artifact in the library, or a kernel.
+            kernel: the id of an artifact in the library, or a `Kernel`.
             alpha: its first alpha; by default min(0.6 · confidence, 0.5).
+            step: the step before which it takes effect; by default the one reached.
 
         Raises:
             LookupError: where the library has no such kernel.
@@ -305,49 +368,60 @@ class SeededModel:
                 )
             kernel_id, found = kernel, self.resolve(kernel)
             kernel, confidence = found.kernel, found.confidence
+        if not isinstance(kernel, Kernel):
+            raise KernelMismatchError(
+                "load_kernel takes an artifact's id or a Kernel; got"
+                f" {type(kernel).__name__}: make one by kernel_from_module of the model's"
+                " framework, or by esper_functional.kernel_from_function"
+            )
         value = check_alpha(first_alpha(confidence) if alpha is None else alpha)
         slot = row * self.seeds.shape[1] + seed_idx
-        load, activate = load_events(step, row, seed_idx, slot, kernel_id, value)
+        load, activate = load_events(self._at(step), row, seed_idx, slot, kernel_id, value)
         return self.apply_event(load).apply_event(activate, kernel)
 
     def _row(self, layer_name: str) -> int:
         return find_row(self.aliases.get(layer_name, layer_name), self.sites)
 
     def _event(
-        self, kind: EventKind, layer_name: str, seed_idx: int, step: int, **more: Any
+        self, kind: EventKind, layer_name: str, seed_idx: int, step: int | None, **more: Any
     ) -> "SeededModel":
         row = self._row(layer_name)
-        return self.apply_event(Event(step, row, seed_idx, kind, **more))
+        return self.apply_event(Event(self._at(step), row, seed_idx, kind, **more))
 
-    def unload_kernel(self, layer_name: str, seed_idx: int, *, step: int = 0) -> "SeededModel":
+    def unload_kernel(
+        self, layer_name: str, seed_idx: int, *, step: int | None = None
+    ) -> "SeededModel":
         """Empty an ACTIVE seed."""
         return self._event(EventKind.UNLOAD, layer_name, seed_idx, step)
 
     def set_seed_alpha(
-        self, layer_name: str, seed_idx: int, alpha: float, *, step: int = 0
+        self, layer_name: str, seed_idx: int, alpha: float, *, step: int | None = None
     ) -> "SeededModel":
         """Set the alpha, in [0, 1], of an ACTIVE seed."""
         return self._event(EventKind.ALPHA, layer_name, seed_idx, step, value=alpha)
 
     def ramp_seed_alpha(
-        self, layer_name: str, seed_idx: int, alpha: float, span: int, *, step: int
+        self, layer_name: str, seed_idx: int, alpha: float, span: int, *, step: int | None = None
     ) -> "SeededModel":
         """Let the alpha of an ACTIVE seed run to `alpha` over `span` steps; see `advance`."""
         return self._event(EventKind.RAMP, layer_name, seed_idx, step, value=alpha, span=span)
 
     def advance(self, step: int) -> "SeededModel":
         """Bring all ramps to `step`."""
-        return dataclasses.replace(self._current(), seeds=advance(self.seeds, step))
+        seeds = advance(self.seeds, self._at(step))
+        return dataclasses.replace(self._current(), seeds=seeds, step=step)
 
-    def incubate(self, layer_name: str, seed_idx: int, *, step: int = 0) -> "SeededModel":
+    def incubate(self, layer_name: str, seed_idx: int, *, step: int | None = None) -> "SeededModel":
         """Let an ACTIVE seed at alpha 0 train in shadow forwards alone; see `shadows`."""
         return self._event(EventKind.INCUBATE, layer_name, seed_idx, step)
 
-    def fossilize(self, layer_name: str, seed_idx: int, *, step: int = 0) -> "SeededModel":
+    def fossilize(
+        self, layer_name: str, seed_idx: int, *, step: int | None = None
+    ) -> "SeededModel":
         """Freeze an ACTIVE seed into the network for good."""
         return self._event(EventKind.FOSSILIZE, layer_name, seed_idx, step)
 
-    def fold(self, layer_name: str, seed_idx: int, *, step: int = 0) -> "SeededModel":
+    def fold(self, layer_name: str, seed_idx: int, *, step: int | None = None) -> "SeededModel":
         """Fold an affine kernel into the weights of its linear host, and free its slot.
 
         The network gives what it gave; an ACTIVE seed is DORMANT again, a FOSSILIZED one
@@ -358,15 +432,16 @@ class SeededModel:
         """
         return self._event(EventKind.FOLD, layer_name, seed_idx, step)
 
-    def observe(self, *args: Any, step: int = 0) -> "SeededModel":
+    def observe(self, *args: Any, step: int | None = None) -> "SeededModel":
         """Count the faults of one forward pass, and go on; waits for the device.
 
         For sampled steps. Kernels that incubate are seen in their shadows.
 
         Args:
-            args: a batch for models that take one example (Equinox), or whatever the model
-                takes (Flax).
+            args: a batch for models that take one example (Equinox), whatever the model takes
+                (Flax), or what `call` takes.
         """
+        now = self._at(step)
         current = self._current()
         if current.live is None:
             return current
@@ -375,13 +450,13 @@ class SeededModel:
         places = running_seeds(current.seeds)
         before = [int(current.seeds.error_count[place]) for place in places]
         counts = np.where(failed, np.asarray(before) + 1, 0)
-        seeds = current.seeds
-        for event in fault_events(seeds, counts, step=step):
-            seeds = apply_event(seeds, event)
-        return dataclasses.replace(current, seeds=seeds)
+        model = current
+        for event in fault_events(current.seeds, counts, step=now):
+            model = model.apply_event(event)
+        return model
 
     def _probe(self, planned: Plan, live: Live | None, args: tuple[Any, ...]) -> Probed:
-        return self.surgery.probe(self.host, self.sites, planned, live, args)
+        return self.surgery.probe(self.host, self.sites, planned, live, args, self.call)
 
     def get_model_stats(self) -> dict[str, Any]:
         """Counts of layers, seeds by stage, and parameters of host and kernels."""
@@ -400,7 +475,7 @@ class SeededModel:
         }
 
     def compare_with_original(self, *args: Any) -> dict[str, float]:
-        """How far the kernels move the output on one input.
+        """How far the kernels move the output, on what `observe` takes.
 
         Returns:
             `max_abs` and `mean_abs` of the difference between the network with and without
@@ -423,90 +498,17 @@ def to_functional(model: SeededModel) -> FunctionalModel:
 
     The network is one object per call: keep it, and compiled programs are kept.
     """
-    return model.surgery.functional(model._current().host, model.sites)
+    return model.surgery.functional(model._current().host, model.sites, model.call)
 
 
-class _Recorder:
-    """A site that notes what each layer takes and returns."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, Signature] = {}
-
-    def __call__(self, name: str, layer: Any, params: Any, /, *args: Any, **options: Any) -> Any:
-        result = layer(params, *args, **options)
-        x: Any = args[0] if args else next(iter(options.values()), None)
-        h: Any = result[0] if isinstance(result, tuple | list) and result else result
-        if hasattr(x, "shape") and hasattr(h, "shape"):
-            given = [*args, *options.values()]
-            alone = h is result and sum(value is not None for value in given) == 1
-            self.seen[name] = Signature(
-                tuple(x.shape), tuple(h.shape), x.dtype, h.dtype, True, alone
-            )
-        return result
+def _equal(own: Any, other: Any) -> bool:
+    """Whether two trees of one structure hold the same numbers."""
+    pairs = zip(jax.tree.leaves(own), jax.tree.leaves(other), strict=True)
+    return all(a is b or np.array_equal(_bits(a), _bits(b)) for a, b in pairs)
 
 
-def record_signatures(flat: FunctionalModel, example: tuple[Any, ...]) -> dict[str, Signature]:
-    """What each site takes and returns when the model is run on an example; runs nothing."""
-    recorder = _Recorder()
-    net: Network = flat.net
-    x: Any = example[0] if len(example) == 1 else example
-    jax.eval_shape(
-        lambda params, rest, x: net(params, recorder, x if flat.rest is None else (rest, x)),
-        flat.params,
-        flat.rest,
-        x,
-    )
-    return recorder.seen
-
-
-def seed_model(
-    host: Any,
-    surgery: Surgery,
-    *,
-    target_layers: Sequence[Target],
-    seeds_per_layer: int,
-    blend: str,
-    isolate: bool,
-    contain: bool,
-    resolve: Resolve | None,
-    example: tuple[Any, ...] | None,
-) -> SeededModel:
-    """Give some layers of a host seeds; see a face's `wrap`."""
-    check_blend(blend)
-    if isinstance(host, SeededModel):
-        raise KasminaException("wrap: the model is wrapped already; esper.unwrap it first")
-    if surgery.strip(host)[1]:
-        raise KasminaException(
-            "wrap: the network has grafted layers: wrap its host, which esper.unwrap gives"
-        )
-    if seeds_per_layer < 1:
-        raise SeedIndexError(f"wrap: seeds_per_layer must be at least 1, got {seeds_per_layer}")
-    layers = surgery.layers(host)
-    first: dict[int, str] = {}
-    aliases: dict[str, str] = {}
-    names = select_layers(layers, target_layers)
-    if surgery.mutable:
-        for name in names:
-            first.setdefault(id(layers[name]), name)
-        names = tuple(first.values())
-        aliases = {n: first[id(layer)] for n, layer in layers.items() if id(layer) in first}
-    signatures = {
-        name: signature
-        for name in names
-        if (signature := surgery.signature(layers[name])) is not None
-    }
-    if example is not None:
-        signatures |= record_signatures(surgery.functional(host, names), example)
-    return SeededModel(
-        host=host,
-        seeds=init_seeds(len(names), seeds_per_layer),
-        kernels={},
-        sites=names,
-        blend=blend,
-        isolate=isolate,
-        contain=contain,
-        surgery=surgery,
-        aliases={alias: name for alias, name in aliases.items() if alias != name},
-        signatures=signatures,
-        resolve=resolve,
-    )
+def _bits(array: Any) -> np.ndarray:
+    """As bytes: what is NaN is equal to itself, and so are keys of random streams."""
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    return np.frombuffer(np.asarray(array).tobytes(), np.uint8)

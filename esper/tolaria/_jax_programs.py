@@ -120,7 +120,7 @@ def _evaluation_program(static: Static, plan: Plan) -> Any:
         logits, seen = _forward(static, plan, host, live, x, capture=True)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
         accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == y).astype(jnp.float32))
-        scores = [jnp.asarray(health_score(k)) for k in seen.outputs]
+        scores = [jnp.asarray(health_score(k)) for k in seen.outputs if k is not None]
         return jnp.stack([loss, accuracy, *scores])
 
     return evaluate

@@ -75,16 +75,17 @@ def hand_step(xp: ModuleType, s: Mapping[str, Any], seen: Observation, step: Any
     elapsed = step - s["ramp_start"]
     done = ramping & (elapsed >= s["ramp_span"])
     span = xp.where(ramping, s["ramp_span"], xp.int32(1))
-    part = xp.clip(elapsed.astype(xp.float32) / span.astype(xp.float32), 0.0, 1.0)
-    between = s["ramp_from"] + (s["ramp_to"] - s["ramp_from"]) * part
+    past = xp.clip(elapsed, 0, span).astype(xp.float32)
+    between = s["ramp_from"] + (s["ramp_to"] - s["ramp_from"]) * past / span.astype(xp.float32)
     runs = ((s["stage"] == ACTIVE) | ((s["stage"] == FOSSIL) & (s["slot"] >= 0))) & ~s["fallback"]
     counted = xp.where(faults, s["error_count"] + 1, zero_i)
     changed = runs & (counted != s["error_count"])
     failed = changed & (counted >= FAILURES_TO_RECOVERY)
     recovers = failed & (s["stage"] == ACTIVE)
     ended = done | recovers
-    observed = sampled & xp.isfinite(scores)
-    averaged = s["health"] + xp.float32(EMA_FACTOR) * (scores - s["health"])
+    observed = sampled & xp.isfinite(scores) & runs & ~failed
+    moved = xp.where(observed, xp.float32(EMA_FACTOR) * (scores - s["health"]), zero_f)
+    averaged = s["health"] + moved
     first = xp.where(xp.isnan(s["health"]), scores, averaged)
     updated = xp.where(done, s["ramp_start"] + span, s["last_update"])
     return {

@@ -41,6 +41,7 @@ from esper_functional._errors import (
     LayerShapeError,
     SeedIndexError,
     SeedLifecycleError,
+    UncalledSiteWarning,
 )
 from esper_functional._events import (
     Event,
@@ -124,6 +125,7 @@ from esper_functional._plan import (
     plan,
     reweigh,
     running_seeds,
+    scatter,
 )
 from esper_functional._sightings import (
     Collecting,
@@ -223,6 +225,7 @@ __all__ = [
     "SeedState",
     "Site",
     "Tolerance",
+    "UncalledSiteWarning",
     "Weights",
     "absorb",
     "activation_variance",
@@ -287,6 +290,7 @@ __all__ = [
     "run_site",
     "running",
     "running_seeds",
+    "scatter",
     "seeded",
     "set_alpha",
     "shadow_dynamic",

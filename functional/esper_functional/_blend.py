@@ -29,7 +29,7 @@ def check_blend(name: str) -> Blend:
     """`name`, if it is a blend; raises `BlendError` naming those there are."""
     if name in BLENDS:
         return name
-    near = difflib.get_close_matches(name, BLENDS, n=1)
+    near = difflib.get_close_matches(str(name), BLENDS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise BlendError(f"unknown blend {name!r}: expected one of {', '.join(BLENDS)}{hint}")
 
@@ -44,12 +44,13 @@ class BlendWeights(NamedTuple):
 
 
 def blend_weights(
-    blend: Blend,
+    blend: str,
     alpha: Float32[Array, "*layers seeds"],
     runs: Bool[Array, "*layers seeds"],
 ) -> BlendWeights:
     """The weights of one blend, for every layer at once."""
-    xp = namespace(alpha)
+    check_blend(blend)
+    xp = namespace(alpha, runs)
     a = xp.where(runs, alpha, xp.asarray(0.0, dtype=xp.float32))
     ones = xp.ones(a.shape[:-1], dtype=xp.float32)
     if blend != "convex":
@@ -59,7 +60,7 @@ def blend_weights(
 
 
 def mix(
-    blend: Blend,
+    blend: str,
     host: Any,
     outputs: Sequence[Any],
     finite: Sequence[Any],
@@ -77,7 +78,7 @@ def mix(
         weights: weight of each k_i, likewise.
         where: the framework's `where`.
     """
-    if blend == "convex":
+    if check_blend(blend) == "convex":
         y = host * host_weight
         for k, ok, w in zip(outputs, finite, weights, strict=True):
             y = y + where(ok, k, host) * w

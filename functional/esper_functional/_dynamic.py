@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Int32
 
-from esper_functional._arrays import Array
+from esper_functional._arrays import Array, namespace
 from esper_functional._bank import Bank
 from esper_functional._blend import Blend, blend_weights, check_blend, mix
 from esper_functional._errors import KernelMismatchError, SeedIndexError
@@ -20,10 +20,10 @@ from esper_functional._kernel import Params
 from esper_functional._lifecycle import SeedLifecycleState
 from esper_functional._plan import unknown_site
 from esper_functional._reverse_only import reverse_only
-from esper_functional._sightings import Context, check_stage, context_of, note, stage
+from esper_functional._sightings import Context, check_closed, check_stage, context_of, note, stage
 from esper_functional._site import Layer, Network, host_call, run_program
 from esper_functional._state import SeedState, running
-from esper_functional._transition import record_errors
+from esper_functional._transition import advance, record_errors
 
 Verdict = tuple[jax.Array, jax.Array, jax.Array]
 """A kernel's output, which of its elements count as finite, and whether it failed."""
@@ -66,7 +66,8 @@ class _DynamicSite:
         self._trains = trains if only is None else trains & only
         self._slot = jnp.asarray(state.slot)
         host, kernels = blend_weights(self._blend, jnp.asarray(state.alpha), self._runs)
-        self._host_weights, self._weights = jnp.asarray(host), jnp.asarray(kernels)
+        stop = jax.lax.stop_gradient
+        self._host_weights, self._weights = stop(jnp.asarray(host)), stop(jnp.asarray(kernels))
         never = jnp.zeros((), jnp.bool_)
         self.faults: list[list[jax.Array]] = [[never] * state.shape[1] for _ in sites]
 
@@ -110,7 +111,7 @@ class _DynamicSite:
         return self.faults
 
     def take(self, sightings: Any) -> None:
-        self.faults = jax.tree.map(jnp.logical_or, self.faults, sightings)
+        self.faults = jax.tree.map(lambda own, other: own | jnp.any(other), self.faults, sightings)
 
     def _fitting(self, where: str, x: jax.Array, h: jax.Array) -> list[int]:
         """The bank's programs whose structure fits a site."""
@@ -238,6 +239,7 @@ def _forward(
     context = context_of(params, state, bank, x)
     site = _DynamicSite(state, bank, sites, blend, isolate, contain, context, only)
     y = net(params, site, x)
+    check_closed(y, context)
     faults = [fault for row in site.faults for fault in row]
     seen = jnp.stack(faults) if faults else jnp.zeros(0, jnp.bool_)
     return y, seen.reshape(state.shape)
@@ -273,14 +275,41 @@ def shadow_dynamic(
 
 
 def record_faults(
-    state: SeedState, faults: Bool[Array, "layers seeds"], *, step: int | Int32[Array, ""]
+    state: SeedState,
+    faults: Bool[Array, "*axes"],
+    shadows: Bool[Array, "*axes"] | None = None,
+    *,
+    step: int | Int32[Array, ""],
 ) -> SeedState:
     """The state after a step: failures counted, a finite step starts the count anew.
 
     The third in a row sets the fallback flag and ERROR_RECOVERY, in this very step. Works
     on any leading axes, concrete or traced.
+
+    Args:
+        faults: `[layers, seeds]`, those of `forward_dynamic`.
+        step: the step that the faults were seen at; ramps are brought to it.
+        shadows: those of `shadow_dynamic`, combined by or, in a step that visited every seed
+            that incubates. Without, those seeds keep their counts.
     """
-    xp = state.error_count.__array_namespace__()
+    return note_faults(advance(state, step), faults, shadows, step=step)
+
+
+def note_faults(
+    state: SeedState,
+    faults: Bool[Array, "*axes"],
+    shadows: Bool[Array, "*axes"] | None = None,
+    *,
+    step: int | Int32[Array, "*#axes"],
+) -> SeedState:
+    """`record_faults`, with ramps as they stand."""
+    xp = namespace(state.error_count, faults, shadows, step)
+    incubating = xp.asarray(state.incubating)
+    seen = running(state)
+    if shadows is None:
+        seen = seen & ~incubating
+    else:
+        faults = xp.where(incubating, shadows, faults)
     counted = xp.where(faults, state.error_count + 1, xp.asarray(0, dtype=xp.int32))
-    changed = running(state) & (counted != state.error_count)
+    changed = seen & (counted != state.error_count)
     return record_errors(state, changed, counted, step=step)

@@ -10,6 +10,8 @@
     ├── FoldError              a kernel that cannot be folded into its host's weights
     └── BlendError             an unknown blend, or an alpha outside [0, 1]
 
+    UncalledSiteWarning        kernels run at a site that the network does not call
+
 Wrong *values* inside a compiled step never raise: they are contained and
 counted (see `_containment`).
 """
@@ -49,3 +51,7 @@ class FoldError(KasminaException, ValueError):
 
 class BlendError(KasminaException, ValueError):
     """An unknown blend name, or a blending coefficient outside [0, 1]."""
+
+
+class UncalledSiteWarning(UserWarning):
+    """Kernels run at a site that the network never calls, and have no part in its output."""

@@ -5,16 +5,18 @@ over the initial state gives the very state that the live run had.
 """
 
 import dataclasses
+import difflib
+import math
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
-from esper_functional._errors import SeedIndexError, SeedLifecycleError
+from esper_functional._errors import KasminaException, SeedIndexError, SeedLifecycleError
 from esper_functional._lifecycle import SeedLifecycleState, legal_moves
-from esper_functional._plan import running_seeds
-from esper_functional._state import SeedState, kernel_id_words
+from esper_functional._plan import check_counts, running_seeds
+from esper_functional._state import SeedState, kernel_id_words, running
 from esper_functional._transition import (
     Outcome,
     advance,
@@ -59,6 +61,21 @@ class EventKind(StrEnum):
     """The kernel was folded into the host's weights, and its slot freed."""
 
 
+def event_kind(kind: Any) -> EventKind:
+    """A kind that may have been read from text, which is equal to its member and is not it.
+
+    Raises:
+        KasminaException: for an unknown one.
+    """
+    if kind not in set(EventKind):
+        near = difflib.get_close_matches(str(kind), [str(known) for known in EventKind], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise KasminaException(
+            f"unknown kind of event {str(kind)!r}: expected one of {', '.join(EventKind)}{hint}"
+        )
+    return EventKind(kind)
+
+
 @dataclasses.dataclass(frozen=True)
 class Event:
     """One change of one seed."""
@@ -70,10 +87,14 @@ class Event:
     kind: EventKind
     kernel_id: str = ""
     """SHA-256 of the kernel concerned, where there is one."""
-    value: float = 0.0
+    value: float | int = 0.0
     """See `EventKind`."""
     span: int = 0
     """Length of a ramp in steps."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", event_kind(self.kind))
+        object.__setattr__(self, "value", float(self.value))
 
 
 _TARGETS: dict[EventKind, tuple[SeedLifecycleState, tuple[SeedLifecycleState, ...]]] = {
@@ -91,6 +112,29 @@ _TARGETS: dict[EventKind, tuple[SeedLifecycleState, tuple[SeedLifecycleState, ..
 """For each kind that moves a seed: where to, and from which stages."""
 
 
+_RANGES: dict[EventKind, Callable[[float], bool]] = {
+    EventKind.LOAD: lambda value: value >= 0 and value == int(value),
+    EventKind.ACTIVATE: lambda value: 0.0 <= value <= 1.0,
+    EventKind.ALPHA: lambda value: 0.0 <= value <= 1.0,
+    EventKind.RAMP: lambda value: 0.0 <= value <= 1.0,
+    EventKind.ERRORS: lambda value: value >= 0 and value == int(value),
+    EventKind.HEALTH: lambda value: 0.0 <= value <= 1.0,
+}
+"""For each kind that has a value: which are allowed."""
+
+
+_RULES: dict[EventKind, str] = {
+    EventKind.LOAD: "a slot is a whole number, from 0",
+    EventKind.ACTIVATE: "alpha takes values in [0, 1]",
+    EventKind.ALPHA: "alpha takes values in [0, 1], while ACTIVE",
+    EventKind.RAMP: "alpha takes values in [0, 1], while ACTIVE, and a ramp at least 1 step",
+    EventKind.ERRORS: "failures are counted from 0, of seeds that run",
+    EventKind.HEALTH: "health takes values in [0, 1], of seeds that run",
+    EventKind.INCUBATE: "a seed incubates while ACTIVE at alpha 0, with no ramp under way",
+}
+"""What else a kind asks for."""
+
+
 def _name(layers: Any, layer: int) -> str:
     return f"layer {layers[layer]!r}" if layers is not None else f"layer {layer}"
 
@@ -99,14 +143,15 @@ def _refusal(state: SeedState, event: Event, layers: Any) -> SeedLifecycleError:
     stage = SeedLifecycleState(int(state.stage[event.layer, event.seed]))
     legal = [kind.value for kind, (_, sources) in _TARGETS.items() if stage in sources]
     targets = [s.name for s in legal_moves(stage)]
-    detail = f" to {event.value!r}" if event.kind in (EventKind.ALPHA, EventKind.RAMP) else ""
+    detail = f" with value {event.value!r}" if event.kind in _RANGES else ""
+    detail += f" over {event.span} steps" if event.kind is EventKind.RAMP else ""
     folds = stage in (SeedLifecycleState.ACTIVE, SeedLifecycleState.FOSSILIZED)
     legal += [EventKind.FOLD.value] if folds else []
+    rule = _RULES.get(event.kind)
     return SeedLifecycleError(
         f"seed {event.seed} of {_name(layers, event.layer)} is {stage.name} and cannot"
         f" {event.kind.value}{detail}: it may {', '.join(legal) or 'do nothing'}"
-        f" (to {', '.join(targets) or 'no other stage'}); alpha takes values in [0, 1] while"
-        " ACTIVE, and a seed incubates at alpha 0"
+        f" (to {', '.join(targets) or 'no other stage'}){'; ' + rule if rule else ''}"
     )
 
 
@@ -139,6 +184,12 @@ def apply_event(state: SeedState, event: Event, *, layers: Any = None) -> SeedSt
             raise _refusal(state, event, layers)
         return outcome.state
 
+    allowed = _RANGES.get(event.kind)
+    if allowed is not None and not (math.isfinite(event.value) and allowed(event.value)):
+        raise _refusal(state, event, layers)
+    runs = bool(running(state)[event.layer, event.seed])
+    if event.kind in (EventKind.ERRORS, EventKind.HEALTH) and not runs:
+        raise _refusal(state, event, layers)
     if event.kind in _TARGETS:
         target, sources = _TARGETS[event.kind]
         if SeedLifecycleState(int(state.stage[event.layer, event.seed])) not in sources:
@@ -146,8 +197,6 @@ def apply_event(state: SeedState, event: Event, *, layers: Any = None) -> SeedSt
         if event.kind is EventKind.LOAD:
             at |= {"slot": int(event.value), "kernel_id": kernel_id_words(event.kernel_id)}
         if event.kind is EventKind.ACTIVATE:
-            if not 0.0 <= event.value <= 1.0:
-                raise _refusal(state, event, layers)
             at["alpha"] = event.value
         return done(transition(state, where, target, **at))
 
@@ -181,10 +230,15 @@ def fault_events(state: SeedState, errors: Any, *, step: int) -> list[Event]:
 
     Args:
         errors: i32 `[running seeds]`, in plan order.
+
+    Raises:
+        KasminaException: for the counts of another state.
     """
     counts = np.asarray(state.error_count)
+    at = running_seeds(state)
+    check_counts("fault_events", at, errors)
     return [
         Event(step, layer, seed, EventKind.ERRORS, value=float(count))
-        for (layer, seed), count in zip(running_seeds(state), np.asarray(errors), strict=True)
+        for (layer, seed), count in zip(at, np.asarray(errors), strict=True)
         if counts[layer, seed] != count
     ]

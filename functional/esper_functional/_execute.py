@@ -10,19 +10,21 @@ a traced one it runs dynamically (see `_dynamic`).
 """
 
 import dataclasses
-from collections.abc import Sequence
-from functools import lru_cache
+import warnings
+from collections.abc import Collection, Sequence
+from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Int32
 
 from esper_functional._arrays import Array
 from esper_functional._bank import Bank, bank_kernels, make_bank
-from esper_functional._dynamic import forward_dynamic, record_faults
-from esper_functional._errors import KasminaException
+from esper_functional._dynamic import forward_dynamic, note_faults, record_faults
+from esper_functional._errors import KasminaException, UncalledSiteWarning
 from esper_functional._lifecycle import FAILURES_TO_RECOVERY
 from esper_functional._plan import (
     Kernels,
@@ -32,9 +34,19 @@ from esper_functional._plan import (
     absorb,
     gather,
     plan,
+    record_counts,
+    traced,
     unknown_site,
 )
-from esper_functional._sightings import Context, check_stage, context_of, keep, note, stage
+from esper_functional._sightings import (
+    Context,
+    check_closed,
+    check_stage,
+    context_of,
+    keep,
+    note,
+    stage,
+)
 from esper_functional._site import Layer, Network, host_call, run_site
 from esper_functional._state import SeedState
 
@@ -42,10 +54,11 @@ from esper_functional._state import SeedState
 class Observed(NamedTuple):
     """What a forward pass saw of each running kernel, in plan order."""
 
-    faults: tuple[jax.Array, ...]
-    """bool, one each: whether an output was not finite."""
-    outputs: tuple[jax.Array, ...]
-    """The kernels' outputs, where they were asked for; else ()."""
+    faults: tuple[jax.Array | None, ...]
+    """bool, one each: whether an output was not finite. None for a kernel that the pass leaves
+    out: in `forward` one that incubates, in `shadow_forward` one that does not."""
+    outputs: tuple[jax.Array | None, ...]
+    """The kernels' outputs, where they were asked for; else (). None as in `faults`."""
 
 
 class _PlannedSite:
@@ -62,20 +75,22 @@ class _PlannedSite:
         self._summed = summed
         self._plan = plan
         self._live = live
-        self._places: dict[str, tuple[tuple[Run, ...], int, int]] = {}
+        self.places: dict[str, tuple[tuple[Run, ...], int, int]] = {}
         first = busy = 0
         for name, runs in plan.sites:
-            self._places[name] = (runs, first, busy)
+            self.places[name] = (runs, first, busy)
             first += len(runs)
             busy += bool(runs)
         never = jnp.zeros((), jnp.bool_) if first else None
-        self.faults: list[Any] = [never] * first
+        self.faults: list[Any] = [None if run.incubating else never for run in plan.runs]
         self.outputs: list[Any] = [None] * first
+        self.called: set[str] = set()
 
     def __call__(self, name: str, layer: Layer, params: Any, /, *args: Any, **options: Any) -> Any:
-        if name not in self._places:
-            raise unknown_site(name, list(self._places))
-        runs, first, busy = self._places[name]
+        if name not in self.places:
+            raise unknown_site(name, list(self.places))
+        self.called.add(name)
+        runs, first, busy = self.places[name]
         result = layer(params, *args, **options)
         live = self._live
         if not runs or live is None:
@@ -100,20 +115,24 @@ class _PlannedSite:
         )
         for i, (fault, output) in enumerate(zip(grafted.faults, grafted.outputs, strict=True)):
             # A layer that is called twice in one step fails once.
-            self.faults[first + i] = self.faults[first + i] | note(fault, self._context)
-            if self._capture:
+            if not runs[i].incubating:
+                self.faults[first + i] = self.faults[first + i] | note(fault, self._context)
+            if self._capture and output is not None:
                 self.outputs[first + i] = keep(output, self._context)
         return call.exchange(grafted.output)
 
     def inner(self) -> "_PlannedSite":
-        return _PlannedSite(*self._given, **self._options)
+        site = _PlannedSite(*self._given, **self._options)
+        site.called = self.called
+        return site
 
     def sightings(self) -> Any:
         return self.faults, self.outputs
 
     def take(self, sightings: Any) -> None:
         faults, outputs = sightings
-        self.faults = [own | other for own, other in zip(self.faults, faults, strict=True)]
+        # A transformation such as jax.vmap gives each an axis more.
+        self.faults = jax.tree.map(lambda own, other: own | jnp.any(other), self.faults, faults)
         self.outputs = [
             own if other is None else other
             for own, other in zip(self.outputs, outputs, strict=True)
@@ -143,8 +162,27 @@ def _forward(
     context = () if live is None else context_of(params, live, x)
     site = _PlannedSite(plan, live, context, capture=capture, summed=summed)
     y = net(params, site, x)
-    seen = Observed(tuple(site.faults), tuple(site.outputs) if capture else ())
-    return y, seen
+    if live is None:
+        return y, Observed((), ())
+    check_closed(y, context)
+    faults = list(site.faults)
+    for name in warn_of_uncalled(site.called, plan):
+        runs, first, _ = site.places[name]
+        faults[first : first + len(runs)] = [None] * len(runs)
+    return y, Observed(tuple(faults), tuple(site.outputs) if capture else ())
+
+
+def warn_of_uncalled(called: Collection[str], plan: Plan) -> list[str]:
+    """The sites with running kernels that a network never called."""
+    missed = [name for name, runs in plan.sites if runs and name not in called]
+    if missed:
+        warnings.warn(
+            f"kernels run at {missed}, and the network called {sorted(called)}: they have no"
+            " part in its output. Give plan() the names under which the network calls its sites",
+            UncalledSiteWarning,
+            stacklevel=2,
+        )
+    return missed
 
 
 def forward(
@@ -155,13 +193,17 @@ def forward(
     Pure; `net`, `plan` and `capture` are static, and `live` is what `gather` picked for
     the plan. With `capture` the kernels' outputs are returned too, for health statistics.
     The network may map its layers by `jax.vmap`; other transformations inside of it go
-    through `lift`.
+    through `lift`. What `jax.vmap` maps around the forward pass is given to it: a network that
+    closes over it is refused.
     Incubating kernels do not run here; see `shadow_forward`.
 
     Raises:
         SeedIndexError: for a site that the plan does not know.
         KernelMismatchError: for a kernel whose output is not like its host's.
         KasminaException: for a live part of another plan.
+
+    Warns:
+        UncalledSiteWarning: where kernels run at a site that the network never calls.
     """
     return _forward(net, plan, params, live, x, capture, summed=False)
 
@@ -171,7 +213,9 @@ def forward_batch(
 ) -> tuple[Any, Observed]:
     """`forward` for a network of one example, over a leading axis of examples.
 
-    Equal to `jax.vmap` of `forward` in value and gradient. Because the map is inside,
+    Equal to `jax.vmap` of `forward` in value and gradient, where all outputs are finite: an
+    example that is not takes the gradient of a kernel's parameters from the whole batch, as it
+    does in a plain batch, and under `jax.vmap` its own share alone. Because the map is inside,
     the gradient of kernels that have no batching rules costs no more than that of a
     plain batch: use it in training.
 
@@ -184,7 +228,7 @@ def forward_batch(
         return _forward(net, plan, params, live, x, capture, summed=True)
 
     ys, seen = jax.vmap(one)(xs)
-    return ys, Observed(tuple(jnp.any(fault) for fault in seen.faults), seen.outputs)
+    return ys, Observed(jax.tree.map(jnp.any, seen.faults), seen.outputs)
 
 
 def _shadow(plan: Plan, live: Live, params: Any, x: Any, nth: int) -> tuple[Plan, Any, Live, Any]:
@@ -212,7 +256,13 @@ def _shadow(plan: Plan, live: Live, params: Any, x: Any, nth: int) -> tuple[Plan
 
 
 def _shadow_forward(
-    net: Network, plan: Plan, params: Any, live: Live | None, x: Any, batched: bool
+    net: Network,
+    plan: Plan,
+    params: Any,
+    live: Live | None,
+    x: Any,
+    capture: bool,
+    batched: bool,
 ) -> tuple[tuple[Any, ...], Observed]:
     _check_live(plan, live)
     if live is None:
@@ -224,18 +274,20 @@ def _shadow_forward(
             " that it is run with"
         )
     run_forward = forward_batch if batched else forward
-    faults = [jnp.zeros((), jnp.bool_)] * len(plan.runs)
-    outputs: list[Any] = []
+    faults: list[jax.Array | None] = [None] * len(plan.runs)
+    outputs: list[jax.Array | None] = [None] * len(plan.runs)
+    ys: list[Any] = []
     for nth, own in enumerate(plan.incubating):
         shown, stopped, shown_live, stopped_x = _shadow(plan, live, params, x, nth)
-        y, seen = run_forward(net, shown, stopped, shown_live, stopped_x)
-        outputs.append(y)
+        y, seen = run_forward(net, shown, stopped, shown_live, stopped_x, capture=capture)
+        ys.append(y)
         faults[own] = seen.faults[own]
-    return tuple(outputs), Observed(tuple(faults), ())
+        outputs[own] = seen.outputs[own] if capture else None
+    return tuple(ys), Observed(tuple(faults), tuple(outputs) if capture else ())
 
 
 def shadow_forward(
-    net: Network, plan: Plan, params: Any, live: Live | None, x: Any
+    net: Network, plan: Plan, params: Any, live: Live | None, x: Any, *, capture: bool = False
 ) -> tuple[tuple[Any, ...], Observed]:
     """What the network would give with each incubating kernel at alpha 1, one at a time.
 
@@ -245,23 +297,24 @@ def shadow_forward(
     host's that of the loss at alpha 0. Costs one forward pass for each incubating kernel.
 
     Returns:
-        An output for each incubating kernel, in plan order; and the faults of all running
-        kernels (False for those that do not incubate), for `count_faults`.
+        An output for each incubating kernel, in plan order; and what was seen of them: their
+        faults, for `count_faults`, and with `capture` the kernels' own outputs.
     """
-    return _shadow_forward(net, plan, params, live, x, batched=False)
+    return _shadow_forward(net, plan, params, live, x, capture, batched=False)
 
 
 def shadow_forward_batch(
-    net: Network, plan: Plan, params: Any, live: Live | None, xs: Any
+    net: Network, plan: Plan, params: Any, live: Live | None, xs: Any, *, capture: bool = False
 ) -> tuple[tuple[Any, ...], Observed]:
     """`shadow_forward` for a network of one example, over a leading axis of examples."""
-    return _shadow_forward(net, plan, params, live, xs, batched=True)
+    return _shadow_forward(net, plan, params, live, xs, capture, batched=True)
 
 
-def count_faults(live: Live | None, *faults: Sequence[jax.Array]) -> Live | None:
+def count_faults(live: Live | None, *faults: Sequence[jax.Array | None]) -> Live | None:
     """The next live part: failures counted, a finite step starts the count anew.
 
-    From the third consecutive failure on the count stays, until it is absorbed.
+    From the third consecutive failure on the count stays, until it is absorbed. A kernel that
+    nothing was seen of, such as one that incubates in a step without shadows, keeps its count.
 
     Args:
         faults: the faults of one step: of its forward pass, and of its shadows.
@@ -275,11 +328,17 @@ def count_faults(live: Live | None, *faults: Sequence[jax.Array]) -> Live | None
             f"count_faults: the live part has {count} kernels, and the faults given are"
             f" of {given}: give Observed.faults of the plan that the live part was gathered with"
         )
-    failed = jnp.any(jnp.stack([jnp.stack(list(seen)) for seen in faults if seen]), axis=0)
+    of_kernels = [
+        [fault for fault in own if fault is not None]
+        for own in zip(*(seen for seen in faults if seen), strict=True)
+    ]
+    unseen = np.array([not own for own in of_kernels])
+    never = jnp.zeros((), jnp.bool_)
+    failed = jnp.stack([reduce(jnp.logical_or, own, never) for own in of_kernels], axis=-1)
     errors = jnp.asarray(live.errors)
     counted = jnp.where(failed, errors + 1, 0)
-    stopped = errors >= FAILURES_TO_RECOVERY
-    return dataclasses.replace(live, errors=jnp.where(stopped, errors, counted))
+    stays = (errors >= FAILURES_TO_RECOVERY) | unseen
+    return dataclasses.replace(live, errors=jnp.where(stays, errors, counted))
 
 
 def run(
@@ -313,7 +372,7 @@ def execute(
     sites: Sequence[str],
     blend: str = "convex",
     isolate: bool = False,
-    step: int | Int32[Array, ""] = 0,
+    step: int | Int32[Array, ""] | None = None,
 ) -> tuple[Any, SeedState]:
     """Run a network in the state it is in: the output and the next state.
 
@@ -332,13 +391,16 @@ def execute(
         x: the network's input.
         sites: a name for each layer row of `state`.
         blend, isolate: see `plan`.
-        step: for `SeedState.last_update` of seeds that failed.
+        step: the step that this is, to which the next state's ramps are brought, and for its
+            `last_update` of seeds that failed; None leaves both as they are.
     """
-    if isinstance(state.stage, Tracer):
+    if traced(state) or (isinstance(kernels, Bank) and traced(kernels)):
         bank = kernels if isinstance(kernels, Bank) else make_bank(kernels)
         y, faults = forward_dynamic(
             net, params, state, bank, x, sites=sites, blend=blend, isolate=isolate
         )
+        if step is None:
+            return y, note_faults(state, faults, step=state.last_update)
         return y, record_faults(state, faults, step=step)
     table = bank_kernels(kernels) if isinstance(kernels, Bank) else kernels
     planned = plan(state, table, sites, blend=blend, isolate=isolate)
@@ -351,4 +413,6 @@ def execute(
             " (the dynamic mode), or plan outside of it and run forward() inside"
         )
     after = None if live is None else dataclasses.replace(live, errors=errors)
+    if step is None:
+        return y, record_counts(state, after, step=state.last_update)
     return y, absorb(state, after, step=int(step))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from esper_functional._blend import Blend
+from esper_functional._blend import check_blend
 from esper_functional._errors import FoldError
 from esper_functional._kernel import Kernel
 from esper_functional._tolerance import difference
@@ -72,7 +72,7 @@ def fold_linear(
     weight: Float[np.ndarray, "out in"],
     bias: Float[np.ndarray, " out"] | None,
     own: Affine,
-    blend: Blend,
+    blend: str,
     alphas: Float[np.ndarray, " runs"],
     place: int,
 ) -> tuple[Float[np.ndarray, "out in"], Float[np.ndarray, " out"] | None]:
@@ -84,8 +84,10 @@ def fold_linear(
         place: which of them is folded.
 
     Raises:
+        BlendError: for an unknown blend.
         FoldError: where the rest could not be blended as before, or a bias is missing.
     """
+    check_blend(blend)
     a, total = float(alphas[place]), float(np.sum(alphas))
     if blend == "convex":
         if total > 1.0 + _ROUNDING:

@@ -84,16 +84,20 @@ STATISTICS: tuple[str, ...] = ("health", "variance", "dead_ratio", "correlation"
 
 
 def measure_health(
-    outputs: Sequence[Float[jax.Array, "..."]], *, feature_axis: int = -1
+    outputs: Sequence[Float[jax.Array, "..."] | None], *, feature_axis: int = -1
 ) -> Float32[jax.Array, "runs 4"]:
     """`STATISTICS` of each kernel's outputs in one array, to be fetched at once.
 
     Args:
-        outputs: as `Observed.outputs`, in plan order; each `[*batch, ...]`.
+        outputs: as `Observed.outputs`, in plan order; each `[*batch, ...]`. None for what was
+            not seen, of which nothing is measured: NaN.
         feature_axis: -1, or -3 for images with channels first.
     """
     rows: list[jax.Array] = []
     for k in outputs:
+        if k is None:
+            rows.append(jnp.full(len(STATISTICS), jnp.nan, jnp.float32))
+            continue
         features = jnp.moveaxis(k, feature_axis, -1)
         values = (
             health_score(features),

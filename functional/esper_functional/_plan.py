@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Int32
 
+from esper_functional._arrays import Array
 from esper_functional._blend import Blend, blend_weights, check_blend
 from esper_functional._errors import KasminaException, SeedIndexError
 from esper_functional._kernel import Kernel, Params, Program
 from esper_functional._lifecycle import SeedLifecycleState
 from esper_functional._state import SeedState, running
-from esper_functional._transition import record_errors
+from esper_functional._transition import advance, record_errors
 
 Kernels = Mapping[int, Kernel] | Sequence[Kernel]
 """Kernels by slot; a `Bank` gives them by `bank_kernels`."""
@@ -100,11 +102,17 @@ def running_seeds(state: SeedState) -> list[tuple[int, int]]:
     return [(int(i), int(j)) for i, j in np.argwhere(np.asarray(running(state)))]
 
 
-def _check_concrete(state: SeedState) -> None:
-    if isinstance(state.stage, Tracer):
+def traced(tree: Any) -> bool:
+    """Whether any array of a tree is part of a program that is being traced."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _check_concrete(what: str, state: SeedState) -> None:
+    if traced(state):
         raise KasminaException(
-            "plan() reads the seeds' stages on the host, and this state is traced: call it"
-            " outside jit and pass the plan in as a static argument"
+            f"{what}() reads the seeds' state on the host, and this state is traced: call it"
+            " outside of jax.jit and jax.vmap, with the plan as a static argument of what is"
+            " inside; or run dynamically, by forward_dynamic()"
         )
 
 
@@ -132,7 +140,7 @@ def plan(
         SeedIndexError: if state and sites disagree, or a slot holds no kernel.
         BlendError: for an unknown blend.
     """
-    _check_concrete(state)
+    _check_concrete("plan", state)
     if len(state.shape) != 2 or state.shape[0] != len(sites):
         raise SeedIndexError(
             f"a plan needs a state of shape [layers, seeds] with one row for each of the"
@@ -159,6 +167,31 @@ def plan(
     return Plan(named, check_blend(blend), isolate, contain)
 
 
+def _check_state(what: str, state: SeedState, plan: Plan) -> None:
+    """Refuse a state that is not its plan's, as far as a state can tell."""
+    _check_concrete(what, state)
+    runs = np.asarray(running(state))
+    roles = np.where(np.asarray(state.stage) == SeedLifecycleState.FOSSILIZED, 1, 0)
+    roles = np.where(np.asarray(state.incubating), 2, roles)
+    expected = [len(own) for _, own in plan.sites], [_role(run) for run in plan.runs]
+    found = np.sum(runs, axis=-1).tolist(), roles[runs].tolist()
+    if found != expected:
+        raise KasminaException(
+            f"{what}: the plan runs {expected[0]} kernels at its sites"
+            f" {[name for name, _ in plan.sites]}, {_words(expected[1])}, and the state {found[0]}"
+            f" in its rows, {_words(found[1])}: plan again after a seed began or ceased to run, to"
+            " incubate, or became a fossil"
+        )
+
+
+def _role(run: Run) -> int:
+    return 2 if run.incubating else 1 if run.frozen else 0
+
+
+def _words(roles: Sequence[int]) -> list[str]:
+    return [("active", "fossil", "incubating")[role] for role in roles]
+
+
 def gather_weights(state: SeedState, plan: Plan) -> Weights:
     """The weights of the running seeds at the state's alphas, in plan order."""
     runs = np.asarray(running(state))
@@ -181,26 +214,75 @@ def gather(state: SeedState, kernels: Kernels, plan: Plan) -> Live | None:
     """Pick the data of the running seeds; None where none runs.
 
     `plan` must be that of `state`.
+
+    Raises:
+        KasminaException: for a plan that is not.
     """
+    _check_state("gather", state, plan)
     if plan.dormant:
         return None
     slots, counts = np.asarray(state.slot), np.asarray(state.error_count)
     at = running_seeds(state)
+    held = [kernels[int(slots[ij])] for ij in at]
+    for ij, run, kernel in zip(at, plan.runs, held, strict=True):
+        if kernel.program != run.program:
+            raise KasminaException(
+                f"gather: the plan runs kernel {run.program.key} in seed {ij[1]} of layer {ij[0]},"
+                f" whose slot {int(slots[ij])} holds {kernel.program.key}: plan again with these"
+                " kernels"
+            )
     weights = gather_weights(state, plan)
     return Live(
         host_weights=weights.host_weights,
         weights=weights.weights,
         errors=np.array([counts[ij] for ij in at], np.int32),
-        params=tuple(kernels[int(slots[ij])].params for ij in at),
+        params=tuple(kernel.params for kernel in held),
         shadows=gather_shadows(state, plan),
     )
+
+
+def scatter(
+    state: SeedState, kernels: Mapping[int, Kernel] | Sequence[Kernel], params: Sequence[Params]
+) -> dict[int, Kernel]:
+    """The kernels by slot, with trained parameters: what `gather` of the next plan needs.
+
+    Args:
+        state: the state that the parameters were gathered from.
+        kernels: kernels by slot.
+        params: parameters of the running kernels, in plan order, as in `Live.params`.
+
+    Raises:
+        KasminaException: for the parameters of another state, and for two seeds that run one
+            slot, which trained apart.
+    """
+    _check_concrete("scatter", state)
+    at = running_seeds(state)
+    if len(at) != len(params):
+        raise KasminaException(
+            f"scatter: the state runs {len(at)} seeds and there are parameters of {len(params)}:"
+            " give those of all running seeds, in plan order"
+        )
+    table = dict(kernels) if isinstance(kernels, Mapping) else dict(enumerate(kernels))
+    slots = [int(np.asarray(state.slot)[ij]) for ij in at]
+    for ij, slot, own in zip(at, slots, params, strict=True):
+        if slots.count(slot) > 1:
+            raise KasminaException(
+                f"scatter: seed {ij[1]} of layer {ij[0]} and another one run the kernel in slot"
+                f" {slot}, each with parameters of its own by now: give each seed a slot"
+            )
+        table[slot] = Kernel(table[slot].program, own)
+    return table
 
 
 def reweigh(live: Live | None, state: SeedState, plan: Plan) -> Live | None:
     """The live part at the state's alphas; what a ramp changes from step to step.
 
     `plan` must still be that of `state`.
+
+    Raises:
+        KasminaException: for a plan that is not.
     """
+    _check_state("reweigh", state, plan)
     if live is None:
         return None
     weights = gather_weights(state, plan)
@@ -217,19 +299,33 @@ def absorb(state: SeedState, live: Live | None, *, step: int) -> SeedState:
 
     Waits for the device: call it at boundaries, not in every step.
     """
+    # As an event of this step would.
+    return record_counts(advance(state, step), live, step=step)
+
+
+def record_counts(
+    state: SeedState, live: Live | None, *, step: int | Int32[Array, "*#axes"]
+) -> SeedState:
+    """`absorb`, with ramps as they stand."""
+    _check_concrete("absorb", state)
     at = running_seeds(state)
     errors = np.zeros(0, np.int32) if live is None else np.asarray(live.errors)
-    if len(at) != len(errors):
-        raise KasminaException(
-            f"absorb: the state runs {len(at)} seeds and the live part has {len(errors)}: absorb"
-            " into the state that the live part was gathered from"
-        )
+    check_counts("absorb", at, errors)
     counts = np.array(state.error_count)
     changed = np.zeros(state.shape, np.bool_)
     for ij, count in zip(at, errors, strict=True):
         changed[ij] = counts[ij] != count
         counts[ij] = count
     return record_errors(state, changed, counts, step=step)
+
+
+def check_counts(what: str, at: Sequence[tuple[int, int]], errors: Any) -> None:
+    """Refuse failure counts of other seeds than those `at` (layer, seed)."""
+    if len(at) != len(errors):
+        raise KasminaException(
+            f"{what}: the state runs {len(at)} seeds and the live part has {len(errors)}: absorb"
+            " into the state that the live part was gathered from"
+        )
 
 
 def unknown_site(name: str, sites: Sequence[str]) -> SeedIndexError:

@@ -63,6 +63,35 @@ def keep(values: jax.Array, context: Context) -> jax.Array:
     return _kept(jax.lax.stop_gradient(values), context)
 
 
+@custom_vmap
+def _closed(y: Any, context: Context) -> Any:
+    return y
+
+
+@_closed.def_vmap
+def _closed_rule(_: int, in_batched: Any, y: Any, context: Context) -> Any:
+    if any(jax.tree.leaves(in_batched[0])) and not any(in_batched[1]):
+        raise KasminaException(
+            "jax.vmap maps a value that the network closes over, and nothing that the forward pass"
+            " was given, so it cannot be told from a map within the network: give the value to"
+            " forward() as a part of x or params"
+        )
+    return _closed(y, context), in_batched[0]
+
+
+def check_closed(y: Any, context: Context) -> None:
+    """Refuse a map around the forward pass that maps nothing it was given.
+
+    Args:
+        y: what the network returned: all maps inside of it are over.
+
+    Raises:
+        KasminaException: naming what to do instead.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(y) if isinstance(leaf, jax.Array)]
+    _closed([jax.lax.stop_gradient(leaf) for leaf in leaves], context)
+
+
 def stage() -> Any:
     """What identifies the program that is being traced; None outside of any.
 

@@ -65,7 +65,7 @@ class Grafted(NamedTuple):
 
     output: jax.Array
     faults: tuple[jax.Array, ...]
-    outputs: tuple[jax.Array, ...]
+    outputs: tuple[jax.Array | None, ...]
 
 
 class HostCall(NamedTuple):
@@ -87,8 +87,15 @@ def host_call(where: str, result: Any, args: Sequence[Any], options: Mapping[str
     Raises:
         KernelMismatchError: for a call that does not take and return an array first.
     """
-    arrays = (value for value in options.values() if hasattr(value, "__array_namespace__"))
-    x = args[0] if args else next(arrays, None)
+    x = args[0] if args else None
+    if not args:
+        named = [name for name, value in options.items() if hasattr(value, "__array_namespace__")]
+        if len(named) > 1:
+            raise KernelMismatchError(
+                f"{where} carries kernels and was called with the arrays {named} by name alone, so"
+                " which of them is its input cannot be told: pass the input positionally"
+            )
+        x = options[named[0]] if named else None
     inner = result[0] if isinstance(result, tuple | list) and result else result
     for role, value in (("take", x), ("return", inner)):
         if not isinstance(value, jax.Array) and not hasattr(value, "__array_namespace__"):
@@ -179,13 +186,13 @@ def run_site(
     """
     if isolate:
         x = jax.lax.stop_gradient(x)
-    outputs: list[jax.Array] = []
+    outputs: list[Any] = []
     finite: list[jax.Array] = []
     faults: list[jax.Array] = []
     chosen: list[int] = []
     for i, (run, own) in enumerate(zip(runs, params, strict=True)):
         if run.incubating:
-            outputs.append(jnp.zeros_like(h))
+            outputs.append(None)
             faults.append(jnp.zeros((), jnp.bool_))
             continue
         own = jax.lax.stop_gradient(own) if run.frozen else own

@@ -54,11 +54,14 @@ def transition(
         step: the step at which the move takes effect, for `last_update`.
         slot: index of the kernel in the table of kernels.
         kernel_id: `kernel_id_words` of the artifact.
-        alpha: the first alpha, in [0, 1].
+        alpha: the first alpha, in [0, 1]; any other is refused, NaN included.
     """
-    xp = namespace(state.stage)
+    xp = namespace(state.stage, where, step, slot, alpha)
     row = xp.astype(state.stage, xp.int32) * _STAGES + int(target)
     legal = xp.take(xp.asarray(_LEGAL_FLAT), row)
+    if target == SeedLifecycleState.ACTIVE:
+        first = xp.asarray(alpha, dtype=xp.float32)
+        legal = legal & (first >= 0.0) & (first <= 1.0)
     move = where & legal
     stays_empty = target == SeedLifecycleState.DORMANT
     loads = target == SeedLifecycleState.LOADING
@@ -98,7 +101,7 @@ def transition(
 def set_alpha(
     state: SeedState,
     where: Bool[Array, "*axes"],
-    alpha: float | Float32[Array, "*axes"],
+    alpha: float | int | Float32[Array, "*axes"],
     *,
     step: int | Int32[Array, ""],
 ) -> Outcome:
@@ -107,7 +110,7 @@ def set_alpha(
     Refused, and unchanged: seeds that are not ACTIVE, and values that are not in
     [0, 1] (NaN included).
     """
-    xp = namespace(state.stage)
+    xp = namespace(state.stage, where, alpha, step)
     value = xp.asarray(alpha, dtype=xp.float32)
     allowed = _is(state, SeedLifecycleState.ACTIVE) & (value >= 0.0) & (value <= 1.0)
     hit = where & allowed
@@ -130,7 +133,7 @@ def set_alpha(
 def start_ramp(
     state: SeedState,
     where: Bool[Array, "*axes"],
-    target: float,
+    target: float | int,
     span: int,
     *,
     step: int | Int32[Array, ""],
@@ -141,7 +144,7 @@ def start_ramp(
     `step + span` on. Refused: seeds that are not ACTIVE, a target outside [0, 1],
     a span below 1.
     """
-    xp = namespace(state.stage)
+    xp = namespace(state.stage, where, step)
     allowed = _is(state, SeedLifecycleState.ACTIVE) & bool(0.0 <= target <= 1.0 and span >= 1)
     hit = where & allowed
     now = xp.asarray(step, dtype=xp.int32)
@@ -166,7 +169,7 @@ def incubate(
     Setting alpha or starting a ramp ends it. Refused: seeds that are not ACTIVE, that have
     an alpha above 0, or a ramp under way.
     """
-    xp = namespace(state.stage)
+    xp = namespace(state.stage, where, step)
     allowed = _is(state, SeedLifecycleState.ACTIVE) & (state.alpha == 0.0) & (state.ramp_span == 0)
     hit = where & allowed
     now = xp.asarray(step, dtype=xp.int32)
@@ -186,7 +189,7 @@ def release(
 
     The seeds stay FOSSILIZED, hold no slot, and run no more. Refused: all others.
     """
-    xp = namespace(state.stage)
+    xp = namespace(state.stage, where, step)
     allowed = _is(state, SeedLifecycleState.FOSSILIZED) & (state.slot >= 0)
     hit = where & allowed
     return Outcome(
@@ -204,14 +207,17 @@ def advance(state: SeedState, step: int | Int32[Array, ""]) -> SeedState:
     Idempotent for one step, and independent of which steps were visited before:
     a resumed run meets the same alphas.
     """
-    xp = namespace(state.stage)
+    xp = namespace(state.stage, step)
     now = xp.asarray(step, dtype=xp.int32)
     ramping = state.ramp_span > 0
     span = xp.where(ramping, state.ramp_span, xp.asarray(1, dtype=xp.int32))
     elapsed = now - state.ramp_start
     done = ramping & (elapsed >= span)
-    part = xp.astype(elapsed, xp.float32) / xp.astype(span, xp.float32)
-    between = state.ramp_from + (state.ramp_to - state.ramp_from) * xp.clip(part, 0.0, 1.0)
+    past = xp.astype(xp.clip(elapsed, 0, span), xp.float32)
+    # The division stands between product and sum: a compiler that contracts the two into one
+    # operation would round once where numpy rounds twice, and digests would differ.
+    way = (state.ramp_to - state.ramp_from) * past / xp.astype(span, xp.float32)
+    between = state.ramp_from + way
     alpha = xp.where(ramping, xp.where(done, state.ramp_to, between), state.alpha)
     zero_f, zero_i = xp.asarray(0.0, dtype=xp.float32), xp.asarray(0, dtype=xp.int32)
     end = state.ramp_start + span
@@ -221,7 +227,7 @@ def advance(state: SeedState, step: int | Int32[Array, ""]) -> SeedState:
         ramp_to=xp.where(done, zero_f, state.ramp_to),
         ramp_start=xp.where(done, zero_i, state.ramp_start),
         ramp_span=xp.where(done, zero_i, state.ramp_span),
-        last_update=xp.where(done, end, state.last_update),
+        last_update=xp.where(done, xp.maximum(end, state.last_update), state.last_update),
     )
 
 
@@ -230,7 +236,7 @@ def record_errors(
     where: Bool[Array, "*axes"],
     count: int | Int32[Array, "*axes"],
     *,
-    step: int | Int32[Array, ""],
+    step: int | Int32[Array, "*#axes"],
 ) -> SeedState:
     """Set the consecutive failures of running seeds to `count`.
 
@@ -238,7 +244,7 @@ def record_errors(
     moves to ERROR_RECOVERY (a FOSSILIZED one keeps its stage, as it must). Seeds
     that do not run are left alone.
     """
-    xp = namespace(state.stage)
+    xp = namespace(state.stage, where, count, step)
     hit = where & running(state)
     counts = xp.asarray(count, dtype=xp.int32)
     failed = hit & (counts >= FAILURES_TO_RECOVERY)
@@ -279,9 +285,10 @@ def moving_average(
     old: Float32[Array, "*axes"], new: Float32[Array, "*axes"], hit: Bool[Array, "*axes"]
 ) -> Float32[Array, "*axes"]:
     """The averages after new values, where `hit`: factor `EMA_FACTOR`, the first as it is."""
-    xp = namespace(old)
+    xp = namespace(old, new, hit)
     factor = xp.asarray(EMA_FACTOR, dtype=xp.float32)
-    averaged = old + factor * (new - old)
+    # The select stands between product and sum, as the division in `advance` does.
+    averaged = old + xp.where(hit & (new == new), factor * (new - old), xp.zeros_like(old))
     return xp.where(hit, xp.where(xp.isnan(old), new, averaged), old)
 
 
@@ -293,17 +300,18 @@ def observe_health(
     step: int | Int32[Array, ""],
     latency: float | Float32[Array, "*axes"] | None = None,
 ) -> SeedState:
-    """Take a health score in [0, 1], and a latency in µs, into the moving averages.
+    """Take a health score in [0, 1], and a latency in µs, of running seeds into their averages.
 
     Factor `EMA_FACTOR`; the first observation is taken as is (the owner's
     telemetry rule). Observations that are not finite are passed over.
     """
-    xp = namespace(state.stage)
+    xp = namespace(state.stage, where, health, step, latency)
 
     def column(value: float | Array) -> Array:
         return xp.broadcast_to(xp.asarray(value, dtype=xp.float32), state.shape)
 
     score = column(health)
+    where = where & running(state)
     hit = where & xp.isfinite(score)
     changes: dict[str, Array] = {
         "health": moving_average(state.health, score, hit),

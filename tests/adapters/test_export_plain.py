@@ -143,6 +143,21 @@ def test_running_statistics_stay_what_they_are():
     assert len(jax.tree.leaves(rest)) == 2
 
 
+def test_arrays_that_are_no_variables_stay_what_they_are():
+    class Scaled(nnx.Module):
+        def __init__(self):
+            self.scale, self.w = nnx.data(jnp.arange(3.0)), nnx.Param(jnp.ones(3))
+
+        def __call__(self, x):
+            return x * self.scale * self.w[...]
+
+    model = FLAX.wrap(nnx.Sequential(Scaled()), target_layers=[Scaled], example=(X,))
+    model = model.load_kernel("layers.0", 0, dense_kernel(0, 3, 3), alpha=0.4)
+    plain = FLAX.api.export_plain(model)
+    assert_close(plain(X), model.module(X))
+    assert len(jax.tree.leaves(nnx.state(plain, nnx.Param))) == 1 + 2
+
+
 def test_a_layer_that_mixes_its_batch_keeps_the_examples_size():
     class Centre(nnx.Module):
         def __call__(self, x):

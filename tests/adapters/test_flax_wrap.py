@@ -161,6 +161,16 @@ def test_modes_reach_the_host_through_the_graft_and_stay():
     assert not FLAX.api.unwrap(after).layers[2].deterministic
 
 
+def test_a_module_in_another_mode_is_taken_back():
+    host = HOSTS["flax statistics"]().module
+    model = FLAX.wrap(host).load_kernel("layers.0", 0, dense_kernel(), alpha=0.4)
+    other = nnx.clone(model.module)
+    other.eval()
+    after = model.with_module(other)
+    assert after.host.layers[2].deterministic
+    assert not model.host.layers[2].deterministic
+
+
 def test_streams_go_on_where_they_were():
     host = HOSTS["flax statistics"]().module
     model = FLAX.wrap(host, target_layers=[nnx.Dropout])

@@ -61,7 +61,7 @@ def test_what_the_stage_forbids_is_refused_and_nothing_changes():
     layer.load_kernel_sync(1, torch_kernel())
     before = state_digest(layer.seeds)
     for alpha in (1.5, -0.1, float("nan")):
-        with pytest.raises(SeedLifecycleError, match=r"alpha to .*values in \[0, 1\]"):
+        with pytest.raises(SeedLifecycleError, match=r"with value .*values in \[0, 1\]"):
             layer.set_seed_alpha(1, alpha)
     with pytest.raises(SeedLifecycleError, match="is ACTIVE and cannot load"):
         layer.load_kernel_sync(1, torch_kernel())

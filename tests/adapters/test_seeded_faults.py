@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esper_functional import BLENDS, SeedLifecycleState, kernel_from_function
+from esper_functional import (
+    BLENDS,
+    EventKind,
+    SeedLifecycleState,
+    advance,
+    fold_events,
+    kernel_from_function,
+    state_digest,
+)
 from tests.adapters.faces import (
     SITES,
     X,
@@ -18,11 +26,12 @@ from tests.adapters.faces import (
     each_face,
     gradients,
     nan_kernel,
+    trained,
 )
 from tests.functional.networks import compilations
 from tests.tolerance import assert_bitwise, assert_close, assert_finite, assert_tree_close
 
-S = SeedLifecycleState
+S, K = SeedLifecycleState, EventKind
 
 
 def root(params, x):
@@ -116,3 +125,25 @@ def test_a_seed_at_three_failures_has_stopped_before_they_are_absorbed(face):
     seeds = model.seeds.replace(error_count=np.full_like(model.seeds.error_count, 3))
     stopped = dataclasses.replace(model, seeds=seeds)
     assert_close(face.over(stopped.module, X), face.over(face.mlp(), X))
+
+
+@each_face
+def test_folding_a_models_events_gives_its_seeds(face):
+    model = face.wrap(blend="residual").load_kernel("layers.0", 0, nan_kernel(), alpha=0.5)
+    model = model.load_kernel("layers.0", 1, affine_kernel(), alpha=0.0, step=1)
+    model = model.incubate("layers.0", 1, step=2)
+    for step in range(3, 6):
+        model = model.observe(X, step=step).advance(step)
+    model = model.ramp_seed_alpha("layers.0", 1, 0.8, 6, step=6).advance(8).advance(9)
+    model = model.with_module(trained(face, model.module)).advance(20)
+    model = model.fold("layers.0", 1, step=20).load_kernel("layers.1", 2, dense_kernel(0, 5, 2))
+    assert {event.kind for event in model.events} == {
+        *(K.LOAD, K.ACTIVATE, K.ERRORS, K.INCUBATE, K.RAMP, K.FOLD)
+    }
+    told = fold_events(face.wrap().seeds, model.events)
+    assert state_digest(told) == state_digest(model.seeds)
+    under_way = face.wrap().load_kernel("layers.0", 0, dense_kernel(), alpha=0.0)
+    under_way = under_way.ramp_seed_alpha("layers.0", 0, 1.0, 10, step=0).advance(7)
+    told = advance(fold_events(face.wrap().seeds, under_way.events), 7)
+    assert state_digest(told) == state_digest(under_way.seeds)
+    assert under_way.seeds.alpha[0, 0] == np.float32(0.7)

@@ -89,7 +89,7 @@ def test_kernels_are_found_by_their_id(face):
         ),
         (
             SeedLifecycleError,
-            r"alpha to 1\.5",
+            r"alpha with value 1\.5",
             lambda m: m.set_seed_alpha("layers.0", 1, 1.5),
         ),
         (
@@ -99,7 +99,7 @@ def test_kernels_are_found_by_their_id(face):
         ),
         (
             SeedLifecycleError,
-            "cannot incubate.* incubates at alpha 0",
+            "cannot incubate.* incubates while ACTIVE at alpha 0",
             lambda m: m.incubate("layers.0", 1),
         ),
         (

@@ -1,5 +1,6 @@
 """Wrapped modules under the transformations of jax and of their frameworks."""
 
+import copy
 from functools import partial
 
 import equinox as eqx
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from esper_functional import DerivativeError
+from esper_functional import DerivativeError, Kernel
 from tests.adapters.faces import (
     EQUINOX,
     FLAX,
@@ -20,6 +21,7 @@ from tests.adapters.faces import (
     each_face,
     gradients,
     loss,
+    trained,
 )
 from tests.adapters.kernels import jax_kernel
 from tests.tolerance import assert_close, assert_tree_close
@@ -173,6 +175,35 @@ def recurrent(face):
         __call__ = run
 
     return Recurrent()
+
+
+@each_face
+def test_a_module_first_asked_for_within_a_trace_does_not_keep_it(face):
+    model, fresh = grafted(face), grafted(face)
+    y = jax.jit(lambda x: face.over(model.module, x))(X)
+    assert_close(face.over(model.module, X), y)
+    assert model.module is model.module
+    jax.vmap(lambda x: fresh.module(x))(X)
+    after = model.with_module(trained(face, model.module)).fossilize("layers.0", 0)
+    assert np.isfinite(face.over(after.module, X)).all()
+    assert copy.deepcopy(model).module is not model.module
+
+
+@each_face
+def test_a_model_may_be_wrapped_and_grafted_within_a_trace(face):
+    """As a search over kernels does, or one who wants shapes alone."""
+
+    def total(params, x):
+        kernel = Kernel(dense_kernel().program, params)
+        model = face.wrap().load_kernel("layers.0", 0, kernel, alpha=0.4)
+        assert model.module is model.module
+        return jnp.sum(face.over(model.module, x) ** 2)
+
+    params = dense_kernel().params
+    found = jax.jit(jax.grad(total))(params, X)
+    assert_tree_close(found, jax.grad(total)(params, X))
+    assert all(np.asarray(g).any() for g in jax.tree.leaves(found))
+    assert jax.eval_shape(total, params, X).shape == ()
 
 
 @each_face

@@ -54,7 +54,10 @@ def test_the_layers_that_any_target_matches(targets, chosen):
         ([], "wrap: target_layers is empty: name types of layers, or paths"),
         (["encodr.0"], r"no layer's path matches 'encodr\.0'; the nearest are \['encoder\.0'"),
         (["?zzzzz"], r"no layer's path matches '\?zzzzz'; there are \['first', 'encoder\.0'"),
-        ([int], r"no layer of type int: it is made of \['Animal', 'Dog', 'Stone'\]$"),
+        (
+            [int],
+            r"no layer of type int: it is made of \['Animal', 'Dog', 'Stone'\]. Choose others by target_layers$",
+        ),
         ([type("Stones", (), {})], r"no layer of type Stones: .*; the nearest are \['Stone'\]"),
         ([Stone, "encoder.7"], r"matches 'encoder\.7'"),
         (["Encoder.0"], r"matches 'Encoder\.0'; the nearest are"),
@@ -115,5 +118,7 @@ def test_paths_of_flax_models():
 
 @each_face
 def test_the_model_itself_is_no_layer(face):
-    with pytest.raises(SeedIndexError, match="no layer of type Linear: it is made of"):
+    with pytest.raises(
+        SeedIndexError, match="has no layers within it, and itself it cannot be one"
+    ):
         face.wrap(face.linear(3, 5))

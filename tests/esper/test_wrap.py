@@ -104,7 +104,8 @@ def test_options_reach_the_face(framework):
     with pytest.raises(SeedIndexError, match="it is made of"):
         esper.wrap(MAKE[framework](), target_layers=[OTHER_TYPE[framework]])
     if framework in JAX:
-        assert (model.blend, model.isolate) == ("residual", True)
+        assert (model.blend, model.isolate, model.contain) == ("residual", True, True)
+        assert not esper.wrap(MAKE[framework](), contain=False).plan.contain
         chosen = esper.wrap(MAKE[framework](), target_layers=["layers.1"])
         assert chosen.sites == ("layers.1",)
 
@@ -122,6 +123,7 @@ def test_an_example_says_what_layers_take(framework):
         ("equinox", {"copy": True}, "`copy` is for torch models; arrays of jax never change"),
         ("flax", {"copy": True}, "`copy` is for torch models"),
         ("torch", {"example": (X,)}, "`example` is for jax models; a torch layer knows its own"),
+        ("torch", {"contain": False}, "`contain=False` and `call` are for jax models"),
         ("torch", {"target_layers": ["0"]}, r"torch model are types of layers; got paths \['0'\]"),
     ],
 )

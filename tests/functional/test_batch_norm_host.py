@@ -114,8 +114,7 @@ def dynamic_step(bank):
             (shadow, _), dim = shadow_dynamic(net, params, state, bank, given, (0, 0), sites=SITES)
             own = state.incubating[0, 0]
             total = jnp.sum(y**2) + jnp.where(own, jnp.sum(shadow**2), 0.0)
-            seen = faults | (dim & state.incubating)
-            return total, (new, record_faults(state, seen, step=1))
+            return total, (new, record_faults(state, faults, dim, step=1))
 
         return descend(loss, params)
 

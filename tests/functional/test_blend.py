@@ -8,7 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper_functional import BLENDS, BlendError, blend_weights, check_blend, mix
+from esper_functional import (
+    BLENDS,
+    Affine,
+    BlendError,
+    blend_weights,
+    check_blend,
+    fold_linear,
+    mix,
+)
 from tests.tolerance import assert_bitwise, assert_close
 
 SEEDS = 3
@@ -208,3 +216,18 @@ def test_an_unknown_blend_is_refused_with_a_suggestion():
         check_blend("convx")
     with pytest.raises(BlendError, match=r"expected one of convex, residual, sequential$"):
         check_blend("zzz")
+
+
+@pytest.mark.parametrize("name", ["konvex", ""])
+def test_no_function_takes_an_unknown_blend(name):
+    alpha, runs = np.ones((1, 1), np.float32), np.ones((1, 1), np.bool_)
+    h, (k, *_) = outputs()
+    own = Affine(np.ones((5, 5)), np.ones(5))
+    for refused in (
+        lambda: check_blend(name),
+        lambda: mix(name, h, [k], [True], 0.5, [0.5], np.where),
+        lambda: fold_linear(np.ones((5, 5), np.float32), None, own, name, alpha[0], 0),
+        lambda: blend_weights(name, alpha, runs),
+    ):
+        with pytest.raises(BlendError, match="expected one of convex, residual, sequential"):
+            refused()

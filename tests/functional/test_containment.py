@@ -210,3 +210,23 @@ def test_faults_are_seen_under_vmap(kind):
     broken = {**params(), "w": jnp.ones((IN, OUT))}
     _, finite = jax.vmap(lambda x: run_contained(program(kind), broken, x))(x)
     assert finite[:, 0].tolist() == [True, False, True, True]
+
+
+def rooted(params, x):
+    """Finite, with a gradient to w that is not: the root of zero has none."""
+    return x[:, :1] * params["g"] + jnp.sqrt(jnp.sum(params["w"] ** 2))
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_a_gradient_of_parameters_that_is_not_finite_is_none(summed):
+    own = {"g": jnp.ones(OUT), "w": jnp.zeros(3)}
+
+    def loss(own, x):
+        k, finite = run_contained(Program("rooted", rooted), own, x, summed=summed)
+        return jnp.sum(k * COTANGENT[0]), finite
+
+    (_, finite), grads = jax.value_and_grad(loss, has_aux=True)(own, X)
+    assert np.asarray(finite).all()
+    assert not any(np.asarray(g).any() for g in jax.tree.leaves(grads))
+    good, _ = jax.grad(loss, has_aux=True)({**own, "w": jnp.ones(3)}, X)
+    assert all(np.asarray(g).any() for g in jax.tree.leaves(good))

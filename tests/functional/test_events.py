@@ -12,10 +12,12 @@ from esper_functional import (
     Event,
     EventKind,
     KasminaException,
+    Live,
     SeedIndexError,
     SeedLifecycleError,
     SeedLifecycleState,
     SeedState,
+    absorb,
     advance,
     apply_event,
     fault_events,
@@ -27,12 +29,14 @@ from esper_functional import (
     observe_health,
     record_errors,
     release,
+    running,
     running_seeds,
     set_alpha,
     start_ramp,
     state_digest,
     transition,
 )
+from esper_functional._events import event_kind
 from tests.tolerance import assert_bitwise
 
 S, K = SeedLifecycleState, EventKind
@@ -97,10 +101,12 @@ def by_hand(state: SeedState, event: Event) -> SeedState | None:
         if state.stage[event.layer, event.seed] != S.ACTIVE:
             return None
         outcome = transition(state, where, S.DORMANT, step=step)
-    elif event.kind is K.ERRORS:
-        return record_errors(state, where, int(event.value), step=step)
+    elif not running(state)[event.layer, event.seed] or (
+        event.kind is K.HEALTH and event.value > 1.0
+    ):
+        return None
     else:
-        return observe_health(state, where, event.value, step=step)
+        return record_errors(state, where, int(event.value), step=step)
     return None if outcome.refused.any() else outcome.state
 
 
@@ -158,7 +164,7 @@ def test_every_kind_moves_from_its_sources_alone(kind, stage):
         apply_event(state, event, layers=("first", "second"))
     message = str(caught.value)
     assert f"seed 2 of layer 'second' is {stage.name} and cannot {kind.value}" in message
-    offered = re.search(r"it may (.*) \(to (.*)\); alpha takes values in \[0, 1\]", message)
+    offered = re.search(r"it may (.*) \(to ([^)]*)\)", message)
     kinds = [kind.value for kind, (_, own) in MOVERS.items() if stage in own]
     kinds += ["fold"] if stage in (S.ACTIVE, S.FOSSILIZED) else []
     assert offered is not None
@@ -170,12 +176,14 @@ def test_every_kind_moves_from_its_sources_alone(kind, stage):
 @pytest.mark.parametrize("value", [1.5, -0.5, float("nan")])
 def test_a_value_outside_the_unit_interval_is_refused(kind, value):
     stage = S.LOADING if kind is K.ACTIVATE else S.ACTIVE
-    with pytest.raises(SeedLifecycleError, match=r"alpha takes values in \[0, 1\] while ACTIVE"):
+    with pytest.raises(SeedLifecycleError, match=r"alpha takes values in \[0, 1\]"):
         apply_event(in_stage(stage), Event(1, 0, 0, kind, value=value, span=3))
 
 
 def test_the_refused_value_is_named():
-    with pytest.raises(SeedLifecycleError, match=r"seed 0 of layer 0 is ACTIVE.*alpha to 1\.5"):
+    with pytest.raises(
+        SeedLifecycleError, match=r"seed 0 of layer 0 is ACTIVE.*alpha with value 1\.5"
+    ):
         apply_event(in_stage(S.ACTIVE), Event(1, 0, 0, K.ALPHA, value=1.5))
 
 
@@ -203,7 +211,7 @@ def test_a_seed_incubates_at_alpha_zero_alone_and_the_refusal_says_so():
     ramping = apply_event(state, Event(2, 1, 1, K.RAMP, value=1.0, span=4))
     for refused in (blended, ramping):
         with pytest.raises(
-            SeedLifecycleError, match=r"cannot incubate: .*and a seed incubates at alpha 0$"
+            SeedLifecycleError, match=r"cannot incubate: .*a seed incubates while ACTIVE at alpha 0"
         ):
             apply_event(refused, Event(2, 1, 1, K.INCUBATE))
 
@@ -243,3 +251,60 @@ def test_fault_events_bring_the_counts_in_and_skip_what_is_unchanged():
     assert after.error_count.tolist() == [[1, 2, 3], [0, 1, 1]]
     assert running_seeds(after) == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
     assert fault_events(init_seeds(*SHAPE), (), step=9) == []
+
+
+@pytest.mark.parametrize("kind", K)
+def test_a_kind_may_be_given_as_text_and_a_value_as_a_whole_number(kind):
+    assert event_kind(kind.value) is event_kind(kind) is kind
+    event = Event(1, 0, 0, kind, value=1)
+    assert event == Event(1, 0, 0, kind, value=1.0)
+    assert type(event.value) is float
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest():
+    with pytest.raises(KasminaException, match=r"unknown kind of event 'lod': .*mean 'load'"):
+        event_kind("lod")
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "value", "rule"),
+    [
+        (S.DORMANT, K.LOAD, -3.0, "a slot is a whole number, from 0"),
+        (S.DORMANT, K.LOAD, 0.5, "a slot is a whole number, from 0"),
+        (S.DORMANT, K.ERRORS, 1.0, "failures are counted from 0, of seeds that run"),
+        (S.ACTIVE, K.ERRORS, -5.0, "failures are counted from 0, of seeds that run"),
+        (S.ACTIVE, K.ERRORS, float("inf"), "failures are counted from 0, of seeds that run"),
+        (S.ACTIVE, K.HEALTH, 9.0, r"health takes values in \[0, 1\], of seeds that run"),
+        (S.ERROR_RECOVERY, K.HEALTH, 0.5, r"health takes values in \[0, 1\], of seeds that run"),
+    ],
+)
+def test_values_that_a_kind_does_not_take_are_refused_by_their_rule(stage, kind, value, rule):
+    state = in_stage(stage)
+    with pytest.raises(
+        SeedLifecycleError, match=f"cannot {kind.value} with value {value}.*; {rule}"
+    ):
+        apply_event(state, Event(4, 0, 0, kind, value=value))
+
+
+def test_a_ramp_without_steps_is_refused_by_its_rule():
+    with pytest.raises(SeedLifecycleError, match=r"1\.0 over 0 steps: .*a ramp at least 1 step"):
+        apply_event(in_stage(S.ACTIVE), Event(4, 0, 0, K.RAMP, value=1.0))
+
+
+def test_failures_of_other_seeds_make_no_events():
+    with pytest.raises(KasminaException, match=r"fault_events: the state runs 6 seeds .* has 2"):
+        fault_events(in_stage(S.ACTIVE), np.array([1, 2]), step=0)
+
+
+def test_absorbing_is_what_its_events_are():
+    state = apply_event(in_stage(S.ACTIVE), Event(4, 0, 0, K.RAMP, value=1.0, span=100))
+    errors = np.array([3, 0, 1, 0, 0, 2], np.int32)
+    live = Live(None, None, errors, ())
+    told = fold_events(state, fault_events(state, errors, step=50))
+    assert state_digest(absorb(state, live, step=50)) == state_digest(told)
+
+
+def test_a_later_step_is_not_overwritten_by_a_ramps_end():
+    state = apply_event(in_stage(S.ACTIVE), Event(4, 0, 0, K.RAMP, value=1.0, span=10))
+    where = one(Event(0, 0, 0, K.HEALTH))
+    assert advance(observe_health(state, where, 0.5, step=50), 50).last_update[0, 0] == 50

@@ -73,6 +73,7 @@ FULL = [
     "Program",
     "Run",
     "SeedIndexError",
+    "UncalledSiteWarning",
     "SeedLifecycleError",
     "SeedLifecycleState",
     "SeedState",
@@ -137,6 +138,7 @@ FULL = [
     "record_success",
     "release",
     "reweigh",
+    "scatter",
     "run",
     "run_contained",
     "run_site",
@@ -193,6 +195,7 @@ def test_every_module_imports_the_standard_library_numpy_and_jax_alone():
         "hashlib",
         "math",
         "types",
+        "warnings",
     }
     allowed |= {"typing", "numpy", "jax", "jaxtyping", "esper_functional"}
     folder = Path(inspect.getfile(esper_functional)).parent

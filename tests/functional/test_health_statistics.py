@@ -101,3 +101,9 @@ def test_measurements_of_another_plan_are_refused():
     observe = partial(observe_statistics, STATE, init_statistics(2, 3), step=1)
     with pytest.raises(KasminaException, match=r"runs 2 seeds.*\(2, 4\); got \(1, 4\)"):
         observe(measure_health(sampled())[:1])
+
+
+def test_what_was_not_seen_is_not_measured():
+    rows = np.asarray(measure_health([None, jnp.ones((4, 5))]))
+    assert np.isnan(rows[0]).all()
+    assert not np.isnan(rows[1, 0])

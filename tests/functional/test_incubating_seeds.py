@@ -13,17 +13,23 @@ from esper_functional import (
     absorb,
     apply_event,
     count_faults,
+    execute,
     fold_events,
     forward,
+    forward_batch,
     forward_dynamic,
     gather,
     incubate,
+    init_statistics,
+    measure_health,
+    observe_statistics,
     plan,
     record_faults,
     reweigh,
     set_alpha,
     shadow_dynamic,
     shadow_forward,
+    shadow_forward_batch,
     start_ramp,
     state_digest,
 )
@@ -80,13 +86,32 @@ def test_dynamic_faults_of_shadows_lead_to_recovery_too():
     def step(state, now):
         _, seen = forward_dynamic(mlp, PARAMS, state, BANK, X, sites=SITES)
         _, shadow = shadow_dynamic(mlp, PARAMS, state, BANK, X, (0, 0), sites=SITES)
-        return record_faults(state, seen | (shadow & state.incubating), step=now)
+        return record_faults(state, seen, shadow, step=now)
 
     for now in range(3):
         assert state.error_count.tolist() == [[now, 0], [0, 0]]
         state = step(state, np.int32(now))
     assert S(int(state.stage[0, 0])) is S.ERROR_RECOVERY
     assert not state.incubating.any()
+
+
+def test_a_step_without_shadows_leaves_the_count_of_what_incubates():
+    state = state_of((0, 0, "incubating, failed twice", 3), (0, 1, "failed twice", 1))
+    after = execute(mlp, PARAMS, state, KERNELS, X, sites=SITES)[1]
+    assert after.error_count[0].tolist() == [2, 0]
+
+    @jax.jit
+    def dynamic(state):
+        return execute(mlp, PARAMS, state, BANK, X, sites=SITES)[1]
+
+    assert state_digest(jax.tree.map(np.asarray, dynamic(state))) == state_digest(after)
+    own, live = planned(state)
+    seen = forward_batch(mlp, own, PARAMS, live, X)[1].faults
+    assert [fault is None for fault in seen] == [True, False]
+    assert count_faults(live, seen).errors.tolist() == [2, 0]
+    _, shadow = shadow_forward_batch(mlp, own, PARAMS, live, X)
+    assert [fault is None for fault in shadow.faults] == [False, True]
+    assert count_faults(live, shadow.faults).errors.tolist() == [3, 2]
 
 
 def test_a_plan_says_what_incubates_and_weights_follow_other_alphas():
@@ -136,3 +161,23 @@ def test_it_may_be_asked_for_twice_and_after_a_ramp_down_to_zero():
         [Event(10, 0, 0, K.RAMP, value=0.0, span=3), Event(13, 0, 0, K.INCUBATE)],
     )
     assert back.incubating[0, 0]
+
+
+def test_its_health_is_that_of_its_shadow():
+    own, live = planned(BESIDE)
+    _, seen = forward(mlp, own, PARAMS, live, X, capture=True)
+    _, shadow = shadow_forward(mlp, own, PARAMS, live, X, capture=True)
+    assert [output is None for output in seen.outputs] == [True, False, False]
+    assert [output is None for output in shadow.outputs] == [False, True, True]
+    blended = apply_event(BESIDE, Event(9, 0, 0, K.ALPHA, value=0.5))
+    whole, live = planned(blended)
+    _, told = forward(mlp, whole, PARAMS, live, X, capture=True)
+    assert_close(shadow.outputs[0], told.outputs[0])
+    state, _ = observe_statistics(
+        BESIDE, init_statistics(2, 2), measure_health(seen.outputs), step=9
+    )
+    assert np.isnan(state.health[0, 0])
+    state, _ = observe_statistics(
+        state, init_statistics(2, 2), measure_health(shadow.outputs), step=9
+    )
+    assert not np.isnan(state.health[[0, 0, 1], [0, 1, 0]]).any()

@@ -152,7 +152,7 @@ def test_shadows_of_both_modes_are_one(blend, isolate):
             return loss(shadow_forward(mlp, own, PARAMS, held, X)[0][nth])
 
         assert_tree_close(grads, scattered(BANK, state, jax.grad(of_kernels)(live.params)))
-    assert [bool(f) for f in seen.faults] == [True, False, False]
+    assert [None if f is None else bool(f) for f in seen.faults] == [True, None, False]
 
 
 def test_shadows_of_both_modes_are_one_where_another_seed_runs_the_same_slot():
@@ -191,7 +191,7 @@ def test_shadows_of_a_batch_are_mapped_ones():
     mapped = jax.vmap(lambda x: shadow_forward(mlp, own, PARAMS, live, x)[0])(X)
     assert_tree_close(ys, mapped)
     assert_close(ys[0], shadow_forward(mlp, own, PARAMS, live, X)[0][0])
-    assert [f.shape for f in seen.faults] == [()] * 3
+    assert [None if f is None else f.shape for f in seen.faults] == [(), None, None]
 
 
 def test_without_incubating_kernels_there_are_no_shadows():

@@ -108,10 +108,10 @@ def test_a_lifted_part_may_lift_and_call_a_site_twice():
         return inner(params, x) + site("hidden", linear, params, -x)
 
     def net(params, site, x):
-        return lift(site, jax.jit, part)(params["hidden"], x)
+        return site("out", linear, params["out"], lift(site, jax.jit, part)(params["hidden"], x))
 
     def plain(params, site, x):
-        return part(site, params["hidden"], x)
+        return site("out", linear, params["out"], part(site, params["hidden"], x))
 
     for mode in ("planned", "dynamic"):
         assert_tree_close(

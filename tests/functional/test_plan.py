@@ -14,14 +14,18 @@ from esper_functional import (
     SeedIndexError,
     SeedLifecycleState,
     absorb,
+    apply_event,
     blend_weights,
     fold_events,
     gather,
     gather_weights,
     init_seeds,
+    kernel_from_function,
     plan,
+    reweigh,
     running,
     running_seeds,
+    scatter,
     transition,
 )
 from tests.functional.networks import SITES, dense, dense_kernel, fossilise, grafted_state
@@ -100,6 +104,22 @@ def test_absorb_counts_only_what_changed():
     assert_bitwise(absorb(init_seeds(2, 3), None, step=8), init_seeds(2, 3))
 
 
+@pytest.mark.parametrize(
+    "other",
+    [init_seeds(2, 3), grafted_state((1, 0, 2, 0.5)), init_seeds(1, 3), init_seeds(2, 2, 3)],
+    ids=["dormant", "elsewhere", "fewer layers", "a population"],
+)
+def test_a_state_that_runs_other_seeds_than_the_plan_is_refused(other):
+    state = grafted_state((0, 0, 0, 0.5))
+    own = planned(state)
+    live = gather(state, KERNELS, own)
+    for refused in (lambda: gather(other, KERNELS, own), lambda: reweigh(live, other, own)):
+        with pytest.raises(KasminaException, match=r"the plan runs \[1, 0\] kernels.*plan again"):
+            refused()
+    with pytest.raises(KasminaException, match=r"gather: the plan runs \[0, 0\]"):
+        gather(state, KERNELS, planned(init_seeds(2, 3)))
+
+
 def test_absorb_refuses_counts_of_another_state():
     state = grafted_state((0, 0, 0, 0.5), (0, 1, 1, 0.5))
     live = gather(state, KERNELS, planned(state))
@@ -138,5 +158,59 @@ def test_an_unknown_blend_is_refused():
 
 
 def test_a_traced_state_is_refused():
-    with pytest.raises(KasminaException, match="this state is traced: call it outside jit"):
+    with pytest.raises(KasminaException, match="this state is traced: call it outside"):
         jax.jit(lambda s: planned(s).dormant)(init_seeds(2, 3))
+
+
+@pytest.mark.parametrize("change", ["incubation ends", "a fossil"])
+def test_a_plan_from_before_a_seed_changed_its_part_is_refused(change):
+    state = grafted_state((0, 0, 0, 0.0), (0, 1, 1, 0.5))
+    before = apply_event(state, Event(2, 0, 0, EventKind.INCUBATE))
+    after = apply_event(before, Event(3, 0, 0, EventKind.ALPHA, value=0.5))
+    if change == "a fossil":
+        before, after = after, apply_event(after, Event(3, 0, 0, EventKind.FOSSILIZE))
+    own = planned(before)
+    live = gather(before, KERNELS, own)
+    for refused in (lambda: gather(after, KERNELS, own), lambda: reweigh(live, after, own)):
+        with pytest.raises(KasminaException, match=r"and the state \[2, 0\].*plan again after"):
+            refused()
+
+
+def test_kernels_of_other_programs_than_the_plans_are_refused():
+    state = grafted_state((0, 0, 0, 0.5))
+    other = {0: kernel_from_function(lambda p, x: x @ p, np.ones((3, 4), np.float32))}
+    with pytest.raises(
+        KasminaException, match=r"seed 0 of layer 0, whose slot 0 holds.*plan again"
+    ):
+        gather(state, other, planned(state))
+
+
+def test_gather_after_scatter_gives_the_trained_parameters():
+    state = grafted_state((0, 0, 0, 0.5), (1, 1, 2, 0.5))
+    live = gather(state, KERNELS, planned(state))
+    trained = jax.tree.map(lambda p: p * 2, live.params)
+    for kernels in (KERNELS, list(KERNELS.values())):
+        table = scatter(state, kernels, trained)
+        assert_bitwise(gather(state, table, planned(state)).params, trained)
+        assert_bitwise(table[1], KERNELS[1])
+        assert plan(state, table, SITES) == planned(state)
+
+
+def test_scatter_refuses_parameters_of_other_seeds_and_slots_of_two():
+    state = grafted_state((0, 0, 0, 0.5), (0, 1, 0, 0.5))
+    live = gather(state, KERNELS, planned(state))
+    with pytest.raises(KasminaException, match="runs 2 seeds and there are parameters of 1"):
+        scatter(state, KERNELS, live.params[:1])
+    with pytest.raises(KasminaException, match="another one run the kernel in slot 0"):
+        scatter(state, KERNELS, live.params)
+
+
+def test_a_state_that_is_traced_in_part_is_refused():
+    state = grafted_state((0, 0, 0, 0.5))
+    own = planned(state)
+
+    def swept(alpha):
+        return gather(state.replace(alpha=alpha), KERNELS, own)
+
+    with pytest.raises(KasminaException, match=r"gather\(\) reads .* this state is traced"):
+        jax.jit(swept)(state.alpha)

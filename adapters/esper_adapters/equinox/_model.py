@@ -6,8 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from esper_adapters._seeded import Resolve, SeededModel, seed_model
+from esper_adapters._functional import Call
+from esper_adapters._seeded import Resolve, SeededModel
 from esper_adapters._select import Target
+from esper_adapters._wrap import seed_model
 from esper_adapters.equinox._layer import GraftedLayer, shadow_layer
 from esper_adapters.equinox._surgery import SURGERY
 
@@ -19,13 +21,14 @@ def _is_grafted(node: Any) -> bool:
 def wrap(
     host: Any,
     *,
-    target_layers: Sequence[Target] = (eqx.nn.Linear,),
+    target_layers: Target | Sequence[Target] = (eqx.nn.Linear,),
     seeds_per_layer: int = 4,
     blend: str = "convex",
     isolate: bool = False,
     contain: bool = True,
     resolve: Resolve | None = None,
     example: tuple[Any, ...] | None = None,
+    call: Call | None = None,
 ) -> SeededModel:
     """Give layers of an Equinox model seeds. Nothing is copied, and leaves stay shared.
 
@@ -40,6 +43,11 @@ def wrap(
             which every site's shapes are known, so that a kernel that does not fit is refused
             when it is loaded. Without, those of linear layers are known from their weights, and
             others are checked when the network is traced.
+        call: `call(module, *args)`, how the model is run on a batch where that is not
+            `jax.vmap(module)(*args)`: with keys, with a state, under an axis name. By it
+            `observe`, `compare_with_original`, `example` and `to_functional` run the model,
+            and all of them are then given what it takes. Keep one function: compiled programs
+            are kept by it.
 
     Raises:
         SeedIndexError: for a target that no layer matches.
@@ -55,6 +63,7 @@ def wrap(
         contain=contain,
         resolve=resolve,
         example=example,
+        call=call,
     )
 
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from esper_adapters._functional import FunctionalModel, call_layer
-from esper_adapters._graft import Graft, tied_weights
-from esper_adapters._naming import HOST_FIELD
+from esper_adapters._functional import Call, FunctionalModel, call_layer, join_faults
+from esper_adapters._graft import Blending, Graft, tied_weights
+from esper_adapters._naming import HOST_FIELD, describe_array, two_of_a_name
 from esper_adapters._plain import PLAIN_ADVICE, plain_function
-from esper_adapters._seeded import Linear, Probed, Signature, Surgery
+from esper_adapters._surgery import Linear, Probed, Signature, Stripped, Surgery
 from esper_adapters.equinox._layer import GraftedLayer, graft_layer, is_stateful
 from esper_functional import (
     KasminaException,
@@ -20,7 +20,9 @@ from esper_functional import (
     Network,
     Plan,
     Site,
+    forward,
     forward_batch,
+    shadow_forward,
     shadow_forward_batch,
 )
 
@@ -55,7 +57,9 @@ def _collect(tree: Any, wanted: Callable[[Any], bool]) -> dict[str, Any]:
     def visit(node: Any, path: Path) -> None:
         name = path_name(path)
         if isinstance(node, eqx.Module) and wanted(node) and name:
-            found.setdefault(name, node)
+            outer = found.setdefault(name, node)
+            if outer is not node and not isinstance(outer, GraftedLayer):
+                raise two_of_a_name(name)
         inner = jax.tree_util.tree_leaves_with_path(
             node, is_leaf=lambda n: n is not node and isinstance(n, eqx.Module)
         )
@@ -95,17 +99,18 @@ def graft(host: Any, grafts: Mapping[str, Graft]) -> Any:
     )
 
 
-def strip(module: Any) -> tuple[Any, dict[str, Mapping[int, Any]]]:
-    """The bare host of a network, and its kernels' parameters."""
+def strip(module: Any) -> Stripped:
+    """The bare host of a network, and what its grafted layers hold."""
     kernels: dict[str, Mapping[int, Any]] = {}
+    blending: dict[str, Blending] = {}
 
     def change(name: str, node: Any) -> Any:
         if not isinstance(node, GraftedLayer):
             return node
-        kernels[name] = node.esper_kernels
+        kernels[name], blending[name] = node.esper_kernels, node.esper_blending
         return node.esper_host
 
-    return rebuild(module, change), kernels
+    return Stripped(rebuild(module, change), kernels, blending)
 
 
 class _Call(eqx.nn.StatefulLayer):
@@ -128,8 +133,9 @@ class _Call(eqx.nn.StatefulLayer):
         return getattr(self.esper_host, name)
 
 
-def functional(host: Any, sites: Sequence[str]) -> FunctionalModel:
+def functional(host: Any, sites: Sequence[str], call: Call | None = None) -> FunctionalModel:
     """The host over its inexact arrays; an input that is a tuple is its arguments."""
+    call = call or (lambda network, *args: network(*args))
     params, static = eqx.partition(host, eqx.is_inexact_array)
     chosen = frozenset(sites)
 
@@ -145,22 +151,31 @@ def functional(host: Any, sites: Sequence[str]) -> FunctionalModel:
             )
 
         network = rebuild(combine(params), change)
-        return network(*x) if isinstance(x, tuple) else network(x)
+        return call(network, *x) if isinstance(x, tuple) else call(network, x)
 
     return FunctionalModel(net, params, combine)
 
 
 @eqx.filter_jit
 def probe(
-    host: Any, sites: tuple[str, ...], planned: Plan, live: Live | None, args: tuple[Any, ...]
+    host: Any,
+    sites: tuple[str, ...],
+    planned: Plan,
+    live: Live | None,
+    args: tuple[Any, ...],
+    call: Call | None,
 ) -> Probed:
-    """One forward pass over a batch, for a network of one example."""
-    flat = functional(host, sites)
+    """One forward pass over a batch, by `call`, or for a network of one example."""
+    flat = functional(host, sites, call)
     net: Network = flat.net
+    if call is not None:
+        y, seen = forward(net, planned, flat.params, live, args)
+        _, hidden = shadow_forward(net, planned, flat.params, live, args)
+        return y, join_faults(seen, hidden)
     x = args[0] if len(args) == 1 else args
     y, seen = forward_batch(net, planned, flat.params, live, x)
     _, hidden = shadow_forward_batch(net, planned, flat.params, live, x)
-    return y, tuple(map(jnp.logical_or, seen.faults, hidden.faults))
+    return y, join_faults(seen, hidden)
 
 
 def _is_linear(layer: Any) -> bool:
@@ -230,6 +245,17 @@ def plain(host: Any, grafts: Mapping[str, Graft], signatures: Mapping[str, Signa
     return rebuild(host, change)
 
 
+def structure(module: Any) -> tuple[Any, dict[str, str]]:
+    """The tree, and the shape and dtype of each of its arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(module)
+    arrays = {
+        jax.tree_util.keystr(path, simple=True, separator="."): describe_array(leaf)
+        for path, leaf in leaves
+        if eqx.is_array(leaf)
+    }
+    return jax.tree.structure(module), arrays
+
+
 SURGERY = Surgery(
     framework="equinox",
     layers=layers,
@@ -238,7 +264,7 @@ SURGERY = Surgery(
     graft=graft,
     strip=strip,
     grafted=lambda module: _collect(module, callable),
-    structure=jax.tree.structure,
+    structure=structure,
     functional=functional,
     probe=probe,
     linear=linear,

@@ -76,8 +76,14 @@ class GraftedLayer(StandIn):
         """What the host returns, grafted."""
         layer: Any = self.esper_host
         result = layer(*args, **options)
-        blending = Blending(*(value[...] for value in self.esper_blending["now"]))
-        return run_graft(self.esper_anatomy, kernel_params(self), blending, result, args, options)
+        return run_graft(
+            self.esper_anatomy, kernel_params(self), blending_of(self), result, args, options
+        )
+
+
+def blending_of(layer: GraftedLayer) -> Blending:
+    """Its blend weights and failure counts, as arrays."""
+    return Blending(*(value[...] for value in layer.esper_blending["now"]))
 
 
 def kernel_params(layer: GraftedLayer) -> dict[int, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from esper_adapters._functional import join_arrays, split_arrays
 from esper_adapters._select import Target, select_layers
 from esper_functional import Site
 
@@ -50,7 +51,7 @@ def find_linen_sites(
     module: nn.Module,
     variables: Any,
     *example: Any,
-    target_layers: Sequence[Target] = (nn.Dense,),
+    target_layers: Target | Sequence[Target] = (nn.Dense,),
     **options: Any,
 ) -> tuple[str, ...]:
     """The paths of a Linen module's layers that match, in the order in which they run.
@@ -73,5 +74,8 @@ def find_linen_sites(
         return next_call(*args, **options)
 
     with nn.intercept_methods(intercept):
-        jax.eval_shape(lambda v, x: module.apply(v, *x, **options), variables, example)
+        arrays, static = split_arrays(example)
+        jax.eval_shape(
+            lambda v, x: module.apply(v, *join_arrays(x, static), **options), variables, arrays
+        )
     return select_layers(found, target_layers)

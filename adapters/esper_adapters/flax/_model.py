@@ -7,23 +7,26 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from esper_adapters._seeded import Resolve, SeededModel, seed_model
+from esper_adapters._functional import Call
+from esper_adapters._seeded import Resolve, SeededModel
 from esper_adapters._select import Target
+from esper_adapters._wrap import seed_model
 from esper_adapters.flax._layer import GraftedLayer, show_shadow
 from esper_adapters.flax._surgery import SURGERY
-from esper_adapters.optax import carry
+from esper_adapters.optax import OptimizerSurgeryError, carry
 
 
 def wrap(
     host: Any,
     *,
-    target_layers: Sequence[Target] = (nnx.Linear,),
+    target_layers: Target | Sequence[Target] = (nnx.Linear,),
     seeds_per_layer: int = 4,
     blend: str = "convex",
     isolate: bool = False,
     contain: bool = True,
     resolve: Resolve | None = None,
     example: tuple[Any, ...] | None = None,
+    call: Call | None = None,
 ) -> SeededModel:
     """Give layers of an NNX model seeds. The model itself is not changed: its graph is cloned.
 
@@ -42,6 +45,9 @@ def wrap(
             which every site's shapes are known, so that a kernel that does not fit is refused
             when it is loaded. Without, those of linear layers are known from their weights, and
             others are checked when the network is traced.
+        call: `call(module, *args)`, how the model is run where that is not `module(*args)`. By
+            it `observe`, `compare_with_original`, `example` and `to_functional` run the model.
+            Keep one function: compiled programs are kept by it.
 
     Raises:
         SeedIndexError: for a target that no layer matches.
@@ -57,6 +63,7 @@ def wrap(
         contain=contain,
         resolve=resolve,
         example=example,
+        call=call,
     )
 
 
@@ -108,7 +115,15 @@ def carry_optimizer(
 
     Args:
         optimizer: of `old_module`; it is not changed.
+
+    Raises:
+        OptimizerSurgeryError: for a subclass of `nnx.Optimizer`, or what `carry` cannot handle.
     """
+    if type(optimizer) is not nnx.Optimizer:
+        raise OptimizerSurgeryError(
+            f"carry_optimizer takes an nnx.Optimizer; got {type(optimizer).__name__}, which may"
+            " hold more than it does: carry its state by esper_adapters.optax.carry"
+        )
 
     def params(module: Any) -> Any:
         return nnx.as_pure(nnx.state(module, optimizer.wrt))

@@ -13,12 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from esper_adapters._functional import FunctionalModel, call_layer
-from esper_adapters._graft import Graft, tied_weights
-from esper_adapters._naming import HOST_FIELD
+from esper_adapters._functional import (
+    Call,
+    FunctionalModel,
+    StaticTree,
+    call_layer,
+    join_arrays,
+    join_faults,
+    split_arrays,
+)
+from esper_adapters._graft import Blending, Graft, tied_weights
+from esper_adapters._naming import HOST_FIELD, describe_array, two_of_a_name
 from esper_adapters._plain import check_stateless, plain_function
-from esper_adapters._seeded import Linear, Probed, Signature, Surgery
-from esper_adapters.flax._layer import GraftedLayer, StandIn, kernel_params
+from esper_adapters._surgery import Linear, Probed, Signature, Stripped, Surgery
+from esper_adapters.flax._layer import GraftedLayer, StandIn, blending_of, kernel_params
 from esper_functional import Live, Network, Plan, Site, forward, shadow_forward
 
 
@@ -46,7 +54,9 @@ def modules(model: Any) -> dict[str, Any]:
         if not isinstance(node, nnx.Module | list | tuple | dict) or id(node) in around:
             return
         if path and isinstance(node, nnx.Module) and callable(node):
-            found.setdefault(_name(path), node)
+            outer = found.setdefault(_name(path), node)
+            if outer is not node and not isinstance(outer, StandIn):
+                raise two_of_a_name(_name(path))
         for key, child in _children(node):
             visit(child, (*path, key), (*around, id(node)))
 
@@ -105,15 +115,16 @@ def graft(host: Any, grafts: Mapping[str, Graft]) -> Any:
     return model
 
 
-def strip(module: Any) -> tuple[Any, dict[str, Mapping[int, Any]]]:
-    """A clone without grafts, and the kernels' parameters."""
+def strip(module: Any) -> Stripped:
+    """A clone without grafts, and what the grafted layers hold."""
     model = nnx.clone(module)
     kernels: dict[str, Mapping[int, Any]] = {}
+    blending: dict[str, Blending] = {}
     grafted = [(p, m) for p, m in nnx.iter_modules(model) if isinstance(m, GraftedLayer)]
     for path, layer in sorted(grafted, key=lambda item: -len(item[0])):
-        kernels[_name(path)] = kernel_params(layer)
+        kernels[_name(path)], blending[_name(path)] = kernel_params(layer), blending_of(layer)
         exchange(model, layer, layer.esper_host)
-    return model, kernels
+    return Stripped(model, kernels, blending)
 
 
 def signature(layer: Any) -> Signature | None:
@@ -143,8 +154,9 @@ def stacked(layer: Any) -> bool:
     return isinstance(layer, nnx.Linear) and layer.kernel[...].ndim > 2
 
 
-def functional(host: Any, sites: Sequence[str]) -> FunctionalModel:
+def functional(host: Any, sites: Sequence[str], call: Call | None = None) -> FunctionalModel:
     """The host over its `nnx.Param`s; an input that is a tuple is its arguments."""
+    call = call or (lambda model, *args: model(*args))
     graph, params, rest = nnx.split(host, nnx.Param, ...)
     stateful = bool(jax.tree.leaves(rest))
     chosen = tuple(sites)
@@ -160,7 +172,7 @@ def functional(host: Any, sites: Sequence[str]) -> FunctionalModel:
             exchange(model, layers[name], SiteLayer(layers[name], name, site))
             for name in _deepest_first(chosen)
         ]
-        y = model(*x) if isinstance(x, tuple) else model(x)
+        y = call(model, *x) if isinstance(x, tuple) else call(model, x)
         if not stateful:
             return y
         for step in reversed(undo):
@@ -170,31 +182,38 @@ def functional(host: Any, sites: Sequence[str]) -> FunctionalModel:
     return FunctionalModel(net, params, combine, rest if stateful else None)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _probe(
     graph: Any,
     sites: tuple[str, ...],
     planned: Plan,
+    call: Call | None,
+    static: StaticTree,
     state: Any,
     live: Live | None,
-    args: tuple[Any, ...],
+    arrays: Sequence[Any],
 ) -> Probed:
-    flat = functional(nnx.merge(graph, state), sites)
+    flat = functional(nnx.merge(graph, state), sites, call)
     net: Network = flat.net
-    x: Any = args[0] if len(args) == 1 else args
-    x = x if flat.rest is None else (flat.rest, x)
+    args = join_arrays(arrays, static)
+    x = args if flat.rest is None else (flat.rest, args)
     y, seen = forward(net, planned, flat.params, live, x)
     _, hidden = shadow_forward(net, planned, flat.params, live, x)
-    faults = tuple(map(jnp.logical_or, seen.faults, hidden.faults))
-    return (y if flat.rest is None else y[0]), faults
+    return (y if flat.rest is None else y[0]), join_faults(seen, hidden)
 
 
 def probe(
-    host: Any, sites: tuple[str, ...], planned: Plan, live: Live | None, args: tuple[Any, ...]
+    host: Any,
+    sites: tuple[str, ...],
+    planned: Plan,
+    live: Live | None,
+    args: tuple[Any, ...],
+    call: Call | None,
 ) -> Probed:
     """One forward pass on whatever the model takes; its state stays as it was."""
     graph, state = nnx.split(host)
-    return _probe(graph, sites, planned, state, live, args)
+    arrays, static = split_arrays(args)
+    return _probe(graph, sites, planned, call, static, state, live, arrays)
 
 
 def _is_linear(layer: Any) -> bool:
@@ -242,7 +261,7 @@ def plain(host: Any, grafts: Mapping[str, Graft], signatures: Mapping[str, Signa
     for name in _deepest_first(list(grafts)):
         layer = layers[name]
         # Keys of random streams and the like stay as they are.
-        variables = [v for _, v in nnx.to_flat_state(nnx.state(layer)) if _is_inexact(v)]
+        variables = [v for _, v in _variables(layer) if _is_inexact(v)]
         evaluate, own = plain_function(
             _pure_call(name, layer, variables),
             [variable[...] for variable in variables],
@@ -254,6 +273,12 @@ def plain(host: Any, grafts: Mapping[str, Graft], signatures: Mapping[str, Signa
         function = jax.tree_util.Partial(evaluate, *variables, *kernels)
         exchange(model, layer, nnx.Sequential(nnx.data(function)))
     return model
+
+
+def _variables(module: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """The variables of a module by path; without arrays that are none."""
+    state = nnx.to_flat_state(nnx.state(module))
+    return [(path, leaf) for path, leaf in state if isinstance(leaf, nnx.Variable)]
 
 
 def _is_inexact(leaf: Any) -> bool:
@@ -269,14 +294,25 @@ def _pure_call(
         copied, pairs = nnx.clone((layer, list(variables)))
         for variable, value in zip(pairs, own, strict=True):
             variable[...] = value
-        before = [v[...] for _, v in nnx.to_flat_state(nnx.state(copied))]
+        before = [v[...] for _, v in _variables(copied)]
         y = copied(x)
-        after = nnx.to_flat_state(nnx.state(copied))
-        changed = [_name(p) for (p, v), old in zip(after, before, strict=True) if v[...] is not old]
+        after = zip(_variables(copied), before, strict=True)
+        changed = [_name(path) for (path, v), old in after if v[...] is not old]
         check_stateless(f"layer {name!r}", changed)
         return y
 
     return call
+
+
+def structure(module: Any) -> tuple[Any, dict[str, str]]:
+    """Grafts, and variables by path, kind and shape; but not modes, such as `deterministic`."""
+    state = nnx.to_flat_state(nnx.state(module))
+    arrays = {
+        ".".join(map(str, path)): f"{type(leaf).__name__} {describe_array(leaf[...])}"
+        for path, leaf in state
+    }
+    grafted = [(p, m) for p, m in nnx.iter_modules(module) if isinstance(m, GraftedLayer)]
+    return [(path, layer.esper_anatomy) for path, layer in grafted], arrays
 
 
 SURGERY = Surgery(
@@ -287,7 +323,7 @@ SURGERY = Surgery(
     graft=graft,
     strip=strip,
     grafted=modules,
-    structure=lambda module: nnx.split(module)[0],
+    structure=structure,
     functional=functional,
     probe=probe,
     linear=linear,
