@@ -54,10 +54,7 @@ def test_the_layers_that_any_target_matches(targets, chosen):
         ([], "wrap: target_layers is empty: name types of layers, or paths"),
         (["encodr.0"], r"no layer's path matches 'encodr\.0'; the nearest are \['encoder\.0'"),
         (["?zzzzz"], r"no layer's path matches '\?zzzzz'; there are \['first', 'encoder\.0'"),
-        (
-            [int],
-            r"no layer of type int: it is made of \['Animal', 'Dog', 'Stone'\]. Choose others by target_layers$",
-        ),
+        ([int], r"type int: it is made of \['Animal', 'Dog', 'Stone'\]\. Choose .* target_layers$"),
         ([type("Stones", (), {})], r"no layer of type Stones: .*; the nearest are \['Stone'\]"),
         ([Stone, "encoder.7"], r"matches 'encoder\.7'"),
         (["Encoder.0"], r"matches 'Encoder\.0'; the nearest are"),
