@@ -5,9 +5,12 @@ compilations at once only slow each other. It starts with the first work.
 """
 
 import atexit
+import gc
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -50,6 +53,36 @@ class Work(Generic[Result]):
             self.result.cancel()
 
 
+SWITCH_INTERVAL = 1e-4
+"""Seconds for which a thread may hold the interpreter while work is done in the background."""
+
+
+@contextmanager
+def _yielding() -> Iterator[None]:
+    """Let others have the interpreter sooner than they would, and for longer.
+
+    Tracing is Python, and Python hands the interpreter over every 5 ms: a training loop asks
+    for it several times a step, and would wait that long each time. It also makes so many
+    objects that a full collection falls due, 50 to 100 ms long; what was there before is
+    kept out of it.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, SWITCH_INTERVAL))
+    own = sys.getswitchinterval()  # in whole microseconds
+    # Unless the program has frozen objects itself.
+    freeze = gc.get_freeze_count() == 0
+    if freeze:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if freeze:
+            gc.unfreeze()
+        # Unless somebody else has set another meanwhile.
+        if sys.getswitchinterval() == own:
+            sys.setswitchinterval(before)
+
+
 class Background:
     """A thread that runs work in the order in which it is submitted.
 
@@ -76,7 +109,9 @@ class Background:
 
     def _serve(self) -> None:
         while not self._stopping:
-            self._queue.get().run()
+            work = self._queue.get()
+            with _yielding():
+                work.run()
 
     def _stop(self, thread: threading.Thread) -> None:
         # A thread that is inside XLA while the interpreter is taken down would crash it.

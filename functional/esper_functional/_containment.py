@@ -7,8 +7,8 @@ alone still multiplies zero by NaN on the way back:
 - to the input: zero for every example whose output or whose own gradient is
   not finite;
 - to the parameters: zero for a whole call if any of its examples' outputs was
-  not finite (their gradient is a sum over examples, and cannot be split), or if
-  this gradient itself is not.
+  not finite (their gradient is a sum over examples, and cannot be split); and
+  each number of it that is not finite itself.
 
 Under `jax.vmap` a mapped axis is folded into the batch, so that programs
 without batching rules (deserialised ones) run at the price of one call. The
@@ -48,13 +48,9 @@ def _examples_finite(x: jax.Array, rank: int) -> jax.Array:
     return (total == 0).reshape((*lead, *(1,) * rank))
 
 
-def _tree_finite(tree: Any) -> jax.Array:
-    """Whether every number of a tree is finite."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    finite = jnp.ones((), jnp.bool_)
-    for leaf in leaves:
-        finite = finite & jnp.all(jnp.isfinite(leaf))
-    return finite
+def _finite(d: jax.Array) -> jax.Array | bool:
+    """Which numbers of a gradient are finite; those of integers have no numbers."""
+    return jnp.isfinite(d) if jnp.issubdtype(d.dtype, jnp.inexact) else True
 
 
 def _fold(x: jax.Array) -> jax.Array:
@@ -92,8 +88,9 @@ def _pull_back(
     # and a folded batch needs no residuals of unknown layout.
     _, pull_back = jax.vjp(apply, params, x)
     d_params, d_x = pull_back(jnp.where(finite, cotangent, jnp.zeros_like(cotangent)))
-    clean = jnp.all(finite) & _tree_finite(d_params)
-    d_params = jax.tree.map(lambda d: jnp.where(clean, d, jnp.zeros_like(d)), d_params)
+    clean = jnp.all(finite)
+    # Number by number, which costs no pass of its own: whether any is not finite would.
+    d_params = jax.tree.map(lambda d: jnp.where(clean & _finite(d), d, jnp.zeros_like(d)), d_params)
     row = finite.reshape(finite.shape[:1] + (1,) * rank)
     if jnp.issubdtype(x.dtype, jnp.inexact):
         row = row & _examples_finite(d_x, rank)

@@ -20,7 +20,7 @@ from esper_functional._blend import Blend, blend_weights, check_blend
 from esper_functional._errors import KasminaException, SeedIndexError
 from esper_functional._kernel import Kernel, Params, Program
 from esper_functional._lifecycle import SeedLifecycleState
-from esper_functional._state import SeedState, running
+from esper_functional._state import FIELDS, SeedState, running
 from esper_functional._transition import advance, record_errors
 
 Kernels = Mapping[int, Kernel] | Sequence[Kernel]
@@ -108,7 +108,7 @@ def traced(tree: Any) -> bool:
 
 
 def _check_concrete(what: str, state: SeedState) -> None:
-    if traced(state):
+    if any(isinstance(getattr(state, name), Tracer) for name in FIELDS):
         raise KasminaException(
             f"{what}() reads the seeds' state on the host, and this state is traced: call it"
             " outside of jax.jit and jax.vmap, with the plan as a static argument of what is"
@@ -170,12 +170,14 @@ def plan(
 def _check_state(what: str, state: SeedState, plan: Plan) -> None:
     """Refuse a state that is not its plan's, as far as a state can tell."""
     _check_concrete(what, state)
-    runs = np.asarray(running(state))
-    roles = np.where(np.asarray(state.stage) == SeedLifecycleState.FOSSILIZED, 1, 0)
-    roles = np.where(np.asarray(state.incubating), 2, roles)
+    # Along a ramp this is done in every step: what does not run is not looked at.
+    at = np.asarray(running(state)).nonzero()
+    fossil = np.asarray(state.stage)[at] == SeedLifecycleState.FOSSILIZED
+    roles = np.where(np.asarray(state.incubating)[at], 2, fossil)
     expected = [len(own) for _, own in plan.sites], [_role(run) for run in plan.runs]
-    found = np.sum(runs, axis=-1).tolist(), roles[runs].tolist()
-    if found != expected:
+    counts = np.bincount(at[0], minlength=state.shape[0]).tolist()
+    found = counts, [int(role) for role in roles]
+    if len(state.shape) != 2 or found != expected:
         raise KasminaException(
             f"{what}: the plan runs {expected[0]} kernels at its sites"
             f" {[name for name, _ in plan.sites]}, {_words(expected[1])}, and the state {found[0]}"
@@ -201,6 +203,8 @@ def gather_weights(state: SeedState, plan: Plan) -> Weights:
 
 def gather_shadows(state: SeedState, plan: Plan) -> tuple[Weights, ...]:
     """The weights of each incubating kernel's shadow: it at alpha 1, the others as they are."""
+    if not plan.incubating:
+        return ()
     runs, alpha = np.asarray(running(state)), np.asarray(state.alpha)
     shadows: list[Weights] = []
     for place in zip(*np.nonzero(np.asarray(state.incubating) & runs), strict=True):
