@@ -1,7 +1,7 @@
 """`esper.wrap` and `esper.unwrap`, for whichever framework the model is of."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ def _open(library: "Library | Path | str | None") -> "Library | None":
 def wrap(
     model: Any,
     *,
-    target_layers: type | str | Sequence[type | str] | None = None,
+    target_layers: Any = None,
     seeds_per_layer: int = 4,
     blend: str = "convex",
     isolate: bool = False,
@@ -70,8 +70,8 @@ def wrap(
 
     Args:
         model: a `torch.nn.Module`, an `equinox.Module` or a `flax.nnx.Module`.
-        target_layers: types of layers to take, and (jax) paths such as `"blocks.*.mlp"`; by
-            default linear layers.
+        target_layers: types of layers to take, paths such as `"blocks.*.mlp"`, and (torch)
+            predicates of (path, module); or one of them. By default linear layers.
         seeds_per_layer: how many kernels each can carry.
         blend: "convex", "residual" or "sequential".
         isolate: stop gradients from kernels to the layers' inputs.
@@ -95,8 +95,6 @@ def wrap(
         "isolate": isolate,
     }
     if target_layers is not None:
-        lone = isinstance(target_layers, type | str)
-        target_layers = (target_layers,) if lone else tuple(target_layers)
         options["target_layers"] = target_layers
     store = _open(library)
     if _is_torch(model):
@@ -107,11 +105,6 @@ def wrap(
             raise InputError("esper.wrap: `example` is for jax models; a torch layer knows its own")
         if not contain or call is not None:
             raise InputError("esper.wrap: `contain=False` and `call` are for jax models")
-        paths = [target for target in target_layers or () if isinstance(target, str)]
-        if paths:
-            raise InputError(
-                f"esper.wrap: target_layers of a torch model are types of layers; got paths {paths}"
-            )
         if store is not None:
             options["resolve"] = lambda kernel_id: load_torch_kernel(store.get(kernel_id))
         return pytorch.wrap(model, copy=copy, **options)

@@ -1,7 +1,7 @@
 """What both faces say alike."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,15 +26,6 @@ def find_row(name: str, names: Sequence[str]) -> int:
     near = difflib.get_close_matches(name, names, n=3)
     hint = f"; the nearest are {near}" if near else ""
     raise SeedIndexError(f"no wrapped layer is called {name!r}: there are {list(names)}{hint}")
-
-
-def nothing_matched(targets: Iterable[type], present: Iterable[str]) -> SeedIndexError:
-    """The error for target types of which the host has no layer."""
-    wanted = ", ".join(t.__name__ for t in targets)
-    return SeedIndexError(
-        f"wrap: the model has no linear layer of type {wanted}; it is made of"
-        f" {', '.join(sorted(set(present)))}. Linear layers are what can carry seeds."
-    )
 
 
 def two_of_a_name(name: str) -> KasminaException:

@@ -69,8 +69,10 @@ def load_torch_kernel(artifact: Artifact) -> "TorchKernel":
         kernel_id=artifact.kernel_id,
         program=_torch_program(artifact.torchscript),
         params=artifact.params,
-        in_features=manifest.signature.input_shape[-1],
-        out_features=manifest.signature.output_shape[-1],
+        example_rank=len(manifest.signature.input_shape),
+        input_shape=tuple(manifest.signature.input_shape),
+        output_shape=tuple(manifest.signature.output_shape),
         dtype=manifest.signature.dtype,
         confidence=manifest.confidence,
+        route="torchscript",
     )

@@ -160,7 +160,7 @@ class TorchTrainee:
         outputs: list[Tensor] = []
         hooks = [
             layer.register_forward_pre_hook(
-                lambda layer, inputs: outputs.extend(layer.capture(inputs[0]))  # pyright: ignore[reportCallIssue]
+                lambda layer, inputs: outputs.extend(layer.capture(inputs[0]))
             )
             for layer in self._layers
         ]

@@ -58,7 +58,7 @@ def root_kernel() -> TorchKernel:
         return torch.sqrt(x.sum(-1, keepdim=True)) * scale
 
     scale = np.linspace(0.5, 2.0, 5, dtype=np.float32)
-    return TorchKernel("0" * 64, program, {"scale": scale}, 3, 5, "float32")
+    return TorchKernel("0" * 64, program, {"scale": scale}, 1, (3,), (5,), "float32")
 
 
 def run_torch(kernel: TorchKernel, x: torch.Tensor) -> torch.Tensor:

@@ -135,14 +135,21 @@ def test_tied_weights_stay_tied(copied):
     assert list(wrap(Tied()).kasmina_layers) == ["first", "last"]
 
 
-def test_subclasses_of_linear_are_left_alone():
+def test_subclasses_are_taken_and_what_their_host_passes_by_is_left_alone():
     class Own(nn.Linear):
-        pass
+        def forward(self, input):
+            return super().forward(input) * 2
 
     original = nn.Sequential(nn.Linear(3, 3), Own(3, 3), nn.MultiheadAttention(4, 2))
     model = wrap(original)
-    assert list(model.kasmina_layers) == ["0"]
-    assert type(model[1]) is Own
+    assert list(model.kasmina_layers) == ["0", "1"]
+    assert isinstance(model[1], Own)
+    x = torch.randn(2, 3)
+    assert torch.equal(model[1](x), original[1](x))
+    assert list(model.left_alone) == ["2.out_proj"]
+    with pytest.raises(SeedIndexError, match=r"'2\.out_proj' carries no seeds: .*without being"):
+        model.load_kernel_sync("2.out_proj", 0, "0" * 64)
+    assert type(unwrap(model)[1]) is Own
 
 
 def test_unwrap_returns_the_trained_host_as_plain_modules():
@@ -192,10 +199,10 @@ def test_unwrapping_what_is_not_wrapped_is_refused():
 def test_a_model_without_a_target_is_refused_with_what_it_is_made_of():
     with pytest.raises(
         SeedIndexError,
-        match=r"no linear layer of type Linear; it is made of ReLU, Sequential\. Linear layers",
+        match=r"no layer of type Linear: it is made of \['ReLU', 'Sequential'\]\. Choose others",
     ):
         wrap(nn.Sequential(nn.ReLU()))
-    with pytest.raises(SeedIndexError, match="no linear layer of type Bilinear, Embedding; it"):
+    with pytest.raises(SeedIndexError, match="no layer of type Bilinear: it is made of"):
         wrap(host(), target_layers=[nn.Bilinear, nn.Embedding])
 
 

@@ -124,7 +124,6 @@ def test_an_example_says_what_layers_take(framework):
         ("flax", {"copy": True}, "`copy` is for torch models"),
         ("torch", {"example": (X,)}, "`example` is for jax models; a torch layer knows its own"),
         ("torch", {"contain": False}, "`contain=False` and `call` are for jax models"),
-        ("torch", {"target_layers": ["0"]}, r"torch model are types of layers; got paths \['0'\]"),
     ],
 )
 def test_options_of_another_framework_are_refused(framework, options, message):

@@ -14,23 +14,40 @@ if torch.cuda.is_available() and "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.envir
         " XLA_PYTHON_CLIENT_PREALLOCATE yourself to decide otherwise"
     )
 
-from esper_adapters.pytorch._kernel import GraftedKernel, TorchKernel
+from esper_adapters.pytorch._kernel import (
+    GraftedKernel,
+    TorchKernel,
+    kernel_from_function,
+    kernel_from_module,
+)
 from esper_adapters.pytorch._layer import (
+    KasminaAttentionLayer,
+    KasminaBatchNormLayer,
+    KasminaConv2dLayer,
     KasminaLayer,
-    SeedTable,
+    KasminaLayerNormLayer,
+    SeededLayer,
     absorb_faults,
     advance_layers,
 )
+from esper_adapters.pytorch._table import SeedTable
 from esper_adapters.pytorch._wrap import MorphableModel, unwrap, wrap
 
 __all__ = [
     "GraftedKernel",
+    "KasminaAttentionLayer",
+    "KasminaBatchNormLayer",
+    "KasminaConv2dLayer",
     "KasminaLayer",
+    "KasminaLayerNormLayer",
     "MorphableModel",
     "SeedTable",
+    "SeededLayer",
     "TorchKernel",
     "absorb_faults",
     "advance_layers",
+    "kernel_from_function",
+    "kernel_from_module",
     "unwrap",
     "wrap",
 ]

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,15 +12,21 @@ from esper_functional import KernelMismatchError
 
 @dataclasses.dataclass(frozen=True)
 class TorchKernel:
-    """A loaded artifact: `program(*params, x)` and its parameters at birth, in that order."""
+    """A program `program(*params, x)` over a batch, and its parameters at birth, in that order."""
 
     kernel_id: str
     program: Callable[..., Tensor]
-    params: Mapping[str, np.ndarray]
-    in_features: int
-    out_features: int
-    dtype: str
+    params: Mapping[str, Any]
+    """Arrays of numpy or tensors, by name."""
+    example_rank: int = 1
+    """Axes of one example: 0 numbers or indices, 1 vectors, 2 sequences, 3 images."""
+    input_shape: tuple[int, ...] | None = None
+    """Of one example; None where it takes what it is given."""
+    output_shape: tuple[int, ...] | None = None
+    dtype: str | None = None
     confidence: float = 0.5
+    route: str = "native"
+    """How it runs: "torchscript" (an artifact's), "native" (torch's own operations)."""
 
 
 class _Gate:
@@ -30,32 +35,57 @@ class _Gate:
     finite: Tensor
 
 
+def _per_example(ok: Tensor, lead: int) -> Tensor:
+    """Which examples are True throughout: `[*lead, 1, ...]`, broadcasts against `ok`."""
+    inner = ok.dim() - lead
+    if inner == 0:
+        return ok
+    if inner == 1:
+        return ok.all(-1, keepdim=True)
+    return ok.flatten(lead).all(-1).view(*ok.shape[:lead], *(1,) * inner)
+
+
 class _Contain(torch.autograd.Function):
     """The identity, whose gradients are withheld where the kernel was not finite.
 
-    To the input: for each example whose output or whose own gradient is not
-    finite. To the parameters: for the whole step if any output was not.
+    To the input: for each example whose output or whose own gradient is not finite. To the
+    parameters: for the whole step if any output, or this gradient itself, was not.
     """
 
     @staticmethod
-    def forward(ctx: Any, gate: _Gate, x: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
-        ctx.gate = gate
-        return x.view_as(x), *(p.view_as(p) for p in params)
+    def forward(ctx: Any, gate: _Gate, lead: int, x: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
+        ctx.gate, ctx.lead = gate, lead
+        own = x.view_as(x)
+        if not x.is_floating_point():
+            ctx.mark_non_differentiable(own)
+        return own, *(p.view_as(p) for p in params)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        finite = ctx.gate.finite
-        _, wants_x, *wants = ctx.needs_input_grad
+        finite, lead = ctx.gate.finite, ctx.lead
+        _, _, wants_x, *wants = ctx.needs_input_grad
         d_x = None
         if wants_x:
-            ok = finite & torch.isfinite(grads[0]).all(-1, keepdim=True)
+            row = finite.reshape(*finite.shape[:lead], *(1,) * (grads[0].dim() - lead))
+            ok = row & _per_example(torch.isfinite(grads[0]), lead)
             d_x = torch.where(ok, grads[0], 0.0)
-        clean = finite.all() if any(wants) else finite
+        own = [g for g, wanted in zip(grads[1:], wants, strict=True) if wanted]
+        clean = finite.all()
+        for g in own:
+            clean = clean & torch.isfinite(g).all()
         d_params = (
             torch.where(clean, g, 0.0) if wanted else None
             for g, wanted in zip(grads[1:], wants, strict=True)
         )
-        return None, d_x, *d_params
+        return None, None, d_x, *d_params
+
+
+def _attribute_names(names: list[str]) -> tuple[str, ...]:
+    """Names that a module can register: no dots, all different."""
+    plain = [name.replace(".", "_") for name in names]
+    if len(set(plain)) == len(plain):
+        return tuple(plain)
+    return tuple(f"{name}_{i}" for i, name in enumerate(plain))
 
 
 class GraftedKernel(nn.Module):
@@ -64,45 +94,103 @@ class GraftedKernel(nn.Module):
     def __init__(self, kernel: TorchKernel, device: torch.device) -> None:
         super().__init__()
         self.kernel_id = kernel.kernel_id
+        self.route = kernel.route
+        self.example_rank = kernel.example_rank
         self.frozen = False
         # Not a child module: a loaded program has no parameters of its own, and
         # registering it would put it in the way of `.to()` and `state_dict`.
         self._program = (kernel.program,)
-        self._names = tuple(name.replace(".", "_") for name in kernel.params)
+        self._names = _attribute_names(list(kernel.params))
         for name, value in zip(self._names, kernel.params.values(), strict=True):
-            self.register_parameter(name, nn.Parameter(torch.tensor(value, device=device)))
+            own = torch.as_tensor(value).detach().clone().to(device)
+            trains = own.is_floating_point() or own.is_complex()
+            self.register_parameter(name, nn.Parameter(own, requires_grad=trains))
 
     def ordered_parameters(self) -> list[nn.Parameter]:
         """The parameters in the order of the program's arguments."""
         return [self.get_parameter(name) for name in self._names]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, `[*batch, out]`, and whether each example is finite, `[*batch, 1]`."""
+        """The output, `[*batch, *out]`, and whether each example is finite, `[*batch, 1, ...]`."""
         params: list[Tensor] = list(self.ordered_parameters())
         if self.frozen:
             params = [p.detach() for p in params]
+        lead = x.dim() - self.example_rank
         if torch.is_grad_enabled():
             gate = _Gate()
-            x, *params = _Contain.apply(gate, x, *params)
+            x, *params = _Contain.apply(gate, lead, x, *params)
             k = self._program[0](*params, x)
-            gate.finite = torch.isfinite(k).all(-1, keepdim=True)
+            gate.finite = _per_example(torch.isfinite(k), lead)
             return k, gate.finite
         k = self._program[0](*params, x)
-        return k, torch.isfinite(k).all(-1, keepdim=True)
+        return k, _per_example(torch.isfinite(k), lead)
 
 
-def check_torch_kernel(kernel: TorchKernel, layer: nn.Linear, where: str) -> None:
+def kernel_from_function(
+    function: Callable[..., Tensor],
+    params: Mapping[str, Any],
+    *,
+    kernel_id: str = "",
+    example_rank: int = 1,
+    confidence: float = 0.5,
+) -> TorchKernel:
+    """A kernel of `function(*params, x)`, which takes and returns a batch."""
+    return TorchKernel(
+        kernel_id, function, dict(params), example_rank, confidence=confidence, route="native"
+    )
+
+
+def kernel_from_module(
+    module: nn.Module, *, kernel_id: str = "", example_rank: int = 1, confidence: float = 0.5
+) -> TorchKernel:
+    """A kernel of a module without buffers that its call changes; its parameters are copied.
+
+    The module runs in the mode that it is in.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    buffers = dict(module.named_buffers())
+
+    def program(*args: Tensor) -> Tensor:
+        *own, x = args
+        return torch.func.functional_call(
+            module, {**buffers, **dict(zip(names, own, strict=True))}, (x,)
+        )
+
+    params = {name: p.detach() for name, p in module.named_parameters()}
+    return kernel_from_function(
+        program, params, kernel_id=kernel_id, example_rank=example_rank, confidence=confidence
+    )
+
+
+def check_torch_kernel(kernel: TorchKernel, expected: "LayerShapes", where: str) -> None:
     """Refuse a kernel whose structure does not fit, before the layer is touched.
 
     Raises:
         KernelMismatchError: with what was expected and what was found.
     """
-    dtype = str(layer.weight.dtype).removeprefix("torch.")
-    expected = (layer.in_features, layer.out_features, dtype)
-    found = (kernel.in_features, kernel.out_features, kernel.dtype)
-    if found != expected:
+    wanted = (expected.inputs, expected.outputs, expected.dtype)
+    given = (kernel.input_shape, kernel.output_shape, kernel.dtype)
+    clash = any(
+        w is not None and g is not None and w != g for w, g in zip(wanted, given, strict=True)
+    )
+    if clash:
         raise KernelMismatchError(
-            f"kernel {kernel.kernel_id[:12]} does not fit {where}: expected"
-            f" {expected[0]}->{expected[1]} {expected[2]}, found {found[0]}->{found[1]} {found[2]}."
-            " Choose a kernel compiled for this signature."
+            f"kernel {kernel.kernel_id[:12]} does not fit {where}: expected {_signature(*wanted)},"
+            f" found {_signature(*given)}. Choose a kernel compiled for this signature."
         )
+
+
+def _signature(inputs: Any, outputs: Any, dtype: str | None) -> str:
+    def shape(sizes: Any) -> str:
+        return "any" if sizes is None else "x".join(map(str, sizes))
+
+    return f"{shape(inputs)}->{shape(outputs)} {dtype or 'any dtype'}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerShapes:
+    """What is known of a layer's examples; None for what only a call tells."""
+
+    inputs: tuple[int, ...] | None = None
+    outputs: tuple[int, ...] | None = None
+    dtype: str | None = None

@@ -1,107 +1,100 @@
-"""KasminaLayer: an nn.Linear that can carry seeds.
+"""Layers that carry seeds: each a subclass of the layer that it is.
 
-    y = blend(x·Wᵀ + b, k_1(x), …, k_n(x))
+    y = blend(layer(x), k_1(x), …, k_n(x))
 
 over the seeds that run; with none it is its base class and one attribute test.
-All life-cycle code is the core's, called on numpy.
+What carries the seeds is `SeededLayer`, for every class of layer alike; all
+life-cycle code is the core's, called on numpy.
 """
 
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from esper_adapters._naming import check_alpha, first_alpha, load_events
-from esper_adapters.pytorch._kernel import GraftedKernel, TorchKernel, check_torch_kernel
+from esper_adapters.pytorch._kernel import (
+    GraftedKernel,
+    LayerShapes,
+    TorchKernel,
+    check_torch_kernel,
+)
+from esper_adapters.pytorch._table import SeedTable
 from esper_functional import (
     FAILURES_TO_RECOVERY,
     Blend,
     Event,
     EventKind,
     KasminaException,
+    KernelMismatchError,
     SeedIndexError,
     SeedLifecycleState,
     SeedState,
-    advance,
-    apply_event,
     blend_weights,
     check_blend,
     fault_events,
-    init_seeds,
     mix,
     running,
 )
 
 
-class SeedTable:
-    """The seeds of a torch model: one `SeedState` and the names of its layers."""
+class SeededLayer(nn.Module):
+    """What a layer with seeds has beyond its base class.
 
-    def __init__(self, names: tuple[str, ...], num_seeds: int) -> None:
-        if num_seeds < 1:
-            raise SeedIndexError(f"a layer carries at least 1 seed; got {num_seeds}")
-        self.names = names
-        self.state: SeedState = init_seeds(len(names), num_seeds)
-        self.shown: np.ndarray = np.zeros((len(names), num_seeds), np.float32)
-        """The alphas that the layers' blend weights stand for."""
-        self.listeners: list[Callable[[Event], None]] = []
-        """Told of every event. A copy of the model starts without any."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "SeedTable":
-        twin = SeedTable(self.names, self.state.shape[1])
-        memo[id(self)] = twin
-        # States are immutable, and may be shared.
-        twin.state, twin.shown = self.state, self.shown.copy()
-        return twin
-
-    def apply(self, event: Event) -> None:
-        """Change the state by one event and tell the listeners."""
-        self.state = apply_event(self.state, event, layers=self.names)
-        for listener in self.listeners:
-            listener(event)
-
-
-class KasminaLayer(nn.Linear):
-    """A linear layer with seeds.
-
-    Args:
-        in_features, out_features, bias, device, dtype: as for `nn.Linear`.
-        num_seeds: how many kernels it can carry.
-        layer_name: its name in events and messages.
-        blend: "convex", "residual" or "sequential".
-        isolate: stop gradients from kernels to the layer's input.
-
-    In training mode every call counts as a step of its kernels' consecutive failures.
-
-    A stand-alone layer holds a seed state of one row. In a wrapped model the
-    layers share one state, and each refers to its row.
+    A stand-alone layer holds a seed state of one row. In a wrapped model the layers share
+    one state, and each refers to its row. In training mode every call counts as a step of
+    its kernels' consecutive failures.
     """
+
+    _esper_base: ClassVar[type[nn.Module]]
+    """By which the class is found again: itself, or the class that it was made from."""
+    _esper_kind: ClassVar[str | None]
+    """None where the class can be found by its name."""
+    _esper_input: ClassVar[str]
+    """The name of the argument that kernels see."""
+    _table: SeedTable
+    _row: int
+    blend: Blend
+    isolate: bool
+    _runs: tuple[GraftedKernel, ...] = ()
+    _errors: tuple[Tensor, ...] = ()
+    _working: tuple[Tensor, ...] = ()
+    _weights: tuple[Tensor, ...] = ()
+    _host_weight: Tensor
+    _fused: tuple[nn.Module, ...] = ()
+    """What it lies in that has a fused path, which would pass it by."""
+    _hook: Any = None
+    """What keeps that path off while kernels run."""
+    _called: bool | None = None
+    """Whether a forward pass has called it since it was last asked; None for new kernels."""
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *args: Any,
         num_seeds: int = 4,
-        layer_name: str = "kasmina_layer",
+        layer_name: str | None = None,
         blend: str = "convex",
         isolate: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        self._plant(SeedTable((layer_name,), num_seeds), 0, check_blend(blend), isolate)
+        super().__init__(*args, **options)
+        name = type(self).__name__ if layer_name is None else layer_name
+        self._plant(SeedTable((name,), num_seeds), 0, check_blend(blend), isolate)
 
     def _plant(self, table: SeedTable, row: int, blend: Blend, isolate: bool) -> None:
         self._table = table
         self._row = row
-        self.blend: Blend = blend
+        self.blend = blend
         self.isolate = isolate
-        self._runs: tuple[GraftedKernel, ...] = ()
-        self._errors: tuple[Tensor, ...] = ()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Classes that were made for a host's cannot be found by their names.
+        return _fresh, (type(self)._esper_base, type(self)._esper_kind), self.__getstate__()
 
     @property
     def layer_name(self) -> str:
@@ -123,19 +116,47 @@ class KasminaLayer(nn.Linear):
         """The layer's row in the seed state."""
         return self._row
 
-    def forward(self, input: Tensor) -> Tensor:
-        """`[*, in_features]` to `[*, out_features]`."""
-        if not self._runs:
-            return F.linear(input, self.weight, self.bias)
-        return self._grafted_forward(input)
+    @property
+    def shapes(self) -> LayerShapes:
+        """What is known of the layer's examples before it is called."""
+        dtype = _dtype_of(self)
+        for kind, known in _SHAPES.items():
+            if isinstance(self, kind):
+                return LayerShapes(*known(self), dtype)
+        return LayerShapes(dtype=dtype)
 
-    def _grafted_forward(self, x: Tensor) -> Tensor:
-        h = F.linear(x, self.weight, self.bias)
+    def _grafted(self, result: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """What the layer returned, its kernels blended into the first tensor of it."""
+        self._called = True
+        x = args[0] if args else options.get(type(self)._esper_input)
+        several = isinstance(result, tuple | list) and bool(result)
+        h: Any = result[0] if several else result
+        if not isinstance(h, Tensor) or not isinstance(x, Tensor):
+            raise KernelMismatchError(
+                f"layer {self.layer_name!r} carries kernels, so it must take and return a tensor,"
+                f" or several of which the first is one; it takes {type(x).__name__} and returns"
+                f" {type(h).__name__}. Unload its kernels, or choose another layer"
+            )
+        y = self._blend(h, x)
+        if not several:
+            return y
+        kind: Any = type(result)
+        return kind(y, *result[1:]) if hasattr(result, "_fields") else kind((y, *result[1:]))
+
+    def _blend(self, h: Tensor, x: Tensor) -> Tensor:
         source = x.detach() if self.isolate else x
         outputs: list[Tensor] = []
         finite: list[Tensor] = []
         for i, kernel in enumerate(self._runs):
             k, ok = kernel(source)
+            if k.dtype != h.dtype and torch.is_autocast_enabled(h.device.type):
+                k = k.to(h.dtype)
+            if k.shape != h.shape or k.dtype != h.dtype:
+                raise KernelMismatchError(
+                    f"kernel {kernel.kernel_id[:12]} of layer {self.layer_name!r} returned"
+                    f" {_words(k)} where the layer returns {_words(h)}, for an input {_words(x)}:"
+                    " unload it, and choose a kernel of the layer's signature"
+                )
             outputs.append(k)
             finite.append(ok & self._working[i])
             if self.training:
@@ -175,11 +196,15 @@ class KasminaLayer(nn.Linear):
         if event.kind is EventKind.ACTIVATE:
             if kernel is None:
                 raise ValueError("an ACTIVATE event needs the kernel that it grafts")
-            check_torch_kernel(kernel, self, f"layer {self.layer_name!r}")
+            self._check(kernel)
         self._table.apply(event)
         if event.kind is EventKind.ACTIVATE and kernel is not None:
             self.place(event.seed, kernel)
         self.refresh()
+
+    def _check(self, kernel: TorchKernel) -> None:
+        where = f"layer {self.layer_name!r}"
+        check_torch_kernel(kernel, self.shapes, where)
 
     def place(self, seed: int, kernel: TorchKernel) -> GraftedKernel:
         """Register a kernel's parameters for a seed whose state says that it holds one.
@@ -187,7 +212,8 @@ class KasminaLayer(nn.Linear):
         Call `refresh` after the last: a graft is an event (`apply_event`), and this is
         for restoring what events have led to.
         """
-        grafted = GraftedKernel(kernel, self.weight.device)
+        grafted = GraftedKernel(kernel, _device_of(self))
+        grafted.train(self.training)
         self.add_module(f"kernel_{seed}", grafted)
         return grafted
 
@@ -209,7 +235,7 @@ class KasminaLayer(nn.Linear):
         grafted = {int(s): k for s in np.flatnonzero(own) if (k := self.kernel(int(s))) is not None}
         runs = tuple(grafted.values())
         if runs != self._runs:
-            device = self.weight.device
+            device = _device_of(self)
             errors: list[Tensor] = []
             working: list[Tensor] = []
             for seed, kernel in grafted.items():
@@ -225,7 +251,26 @@ class KasminaLayer(nn.Linear):
             self._host_weight = torch.ones((), device=device)
             self._weights = tuple(torch.zeros((), device=device) for _ in runs)
             self._runs = runs
+            self._called = None
+            self.lift_fused_path()
         self.refresh_alpha()
+
+    def lift_fused_path(self) -> None:
+        """Turn fused paths around the layer off while kernels run, and on again after."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        if self._fused and self._runs:
+            # Any hook in an encoder's layer turns its path off.
+            self._hook = self.register_forward_pre_hook(_do_nothing)
+        for host in self._fused:
+            if isinstance(host, nn.TransformerEncoder):
+                busy = any(isinstance(m, SeededLayer) and m._runs for m in host.modules())
+                own: Any = host.__dict__
+                nested = own.setdefault("_esper_nested", getattr(host, "use_nested_tensor", False))
+                host.use_nested_tensor = nested and not busy
+                if not busy:
+                    del own["_esper_nested"]
 
     def refresh_alpha(self) -> None:
         """Bring the blend weights alone up to the seed state, along a ramp."""
@@ -241,16 +286,29 @@ class KasminaLayer(nn.Linear):
         for tensor, weight in zip(self._weights, kernels[own], strict=True):
             tensor.fill_(float(weight))
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "KasminaLayer":
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         if self._runs:
             # Only where they lie changes: blend weights and counts keep their dtypes.
-            device = self.weight.device
+            device = _device_of(self)
             self._host_weight = self._host_weight.to(device)
             self._weights = tuple(t.to(device) for t in self._weights)
             self._errors = tuple(t.to(device) for t in self._errors)
             self._working = tuple(t.to(device) for t in self._working)
         return self
+
+    def passed_by(self, others: bool) -> bool:
+        """Whether forward passes use the layer's weights, or other layers, and not its kernels.
+
+        Args:
+            others: whether other layers with kernels were called.
+        """
+        if not self._runs or self._called:
+            return False
+        own = [p for name, p in self.named_parameters() if not name.startswith("kernel_")]
+        used = any(p.grad is not None for p in own)
+        learnt = any(p.grad is not None for kernel in self._runs for p in kernel.parameters())
+        return (used and not learnt) or (others and self._called is not None)
 
     def error_counts(self) -> np.ndarray:
         """Consecutive failures of the running seeds, in seed order; waits for the device."""
@@ -259,11 +317,17 @@ class KasminaLayer(nn.Linear):
         return torch.stack(list(self._errors)).cpu().numpy()
 
     def load_kernel_sync(
-        self, seed_idx: int, kernel: TorchKernel, *, step: int = 0, alpha: float | None = None
+        self,
+        seed_idx: int,
+        kernel: TorchKernel,
+        *,
+        step: int | None = None,
+        alpha: float | None = None,
     ) -> bool:
         """Graft a kernel that is at hand into a DORMANT seed.
 
         Args:
+            step: the step before which it takes effect; by default the one reached.
             alpha: its first alpha; by default min(0.6 · confidence, 0.5).
 
         Raises:
@@ -275,34 +339,205 @@ class KasminaLayer(nn.Linear):
                 f"no seed {seed_idx} in layer {self.layer_name!r}: it has {self.num_seeds},"
                 " counted from 0"
             )
-        check_torch_kernel(kernel, self, f"layer {self.layer_name!r}")
+        self._check(kernel)
         value = check_alpha(first_alpha(kernel.confidence) if alpha is None else alpha)
         slot = self._row * self.num_seeds + seed_idx
-        load, activate = load_events(step, self._row, seed_idx, slot, kernel.kernel_id, value)
+        now = self._table.at(step)
+        load, activate = load_events(now, self._row, seed_idx, slot, kernel.kernel_id, value)
         self.apply_event(load)
         self.apply_event(activate, kernel)
         return True
 
-    def unload_kernel_sync(self, seed_idx: int, *, step: int = 0) -> None:
+    def _event(self, kind: EventKind, seed_idx: int, step: int | None, **more: Any) -> None:
+        self.apply_event(Event(self._table.at(step), self._row, seed_idx, kind, **more))
+
+    def unload_kernel_sync(self, seed_idx: int, *, step: int | None = None) -> None:
         """Empty an ACTIVE seed; a FOSSILIZED one refuses."""
-        self.apply_event(Event(step, self._row, seed_idx, EventKind.UNLOAD))
+        self._event(EventKind.UNLOAD, seed_idx, step)
 
-    def set_seed_alpha(self, seed_idx: int, alpha: float, *, step: int = 0) -> None:
+    def set_seed_alpha(self, seed_idx: int, alpha: float, *, step: int | None = None) -> None:
         """Set the alpha, in [0, 1], of an ACTIVE seed."""
-        self.apply_event(Event(step, self._row, seed_idx, EventKind.ALPHA, value=alpha))
+        self._event(EventKind.ALPHA, seed_idx, step, value=alpha)
 
-    def fossilize(self, seed_idx: int, *, step: int = 0) -> None:
+    def ramp_seed_alpha(
+        self, seed_idx: int, alpha: float, span: int, *, step: int | None = None
+    ) -> None:
+        """Let the alpha of an ACTIVE seed run to `alpha` over `span` steps."""
+        self._event(EventKind.RAMP, seed_idx, step, value=alpha, span=span)
+
+    def fossilize(self, seed_idx: int, *, step: int | None = None) -> None:
         """Freeze an ACTIVE seed into the network for good: alpha and parameters."""
-        self.apply_event(Event(step, self._row, seed_idx, EventKind.FOSSILIZE))
+        self._event(EventKind.FOSSILIZE, seed_idx, step)
 
 
-def advance_layers(table: SeedTable, layers: list[KasminaLayer], step: int) -> bool:
+def _do_nothing(module: nn.Module, args: Any) -> None:
+    """A hook whose presence is what matters."""
+
+
+def _words(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _own_tensors(layer: nn.Module) -> list[Tensor]:
+    """The tensors of a layer that are not its kernels'."""
+    inner = [m for name, m in layer.named_children() if not name.startswith("kernel_")]
+    tensors = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+    return tensors + [t for module in inner for t in (*module.parameters(), *module.buffers())]
+
+
+def _device_of(layer: nn.Module) -> torch.device:
+    tensors = _own_tensors(layer)
+    return tensors[0].device if tensors else torch.get_default_device()
+
+
+def _dtype_of(layer: nn.Module) -> str | None:
+    kinds = {t.dtype for t in _own_tensors(layer) if t.is_floating_point()}
+    return str(kinds.pop()).removeprefix("torch.") if len(kinds) == 1 else None
+
+
+_SHAPES: dict[type, Callable[[Any], tuple[Any, Any]]] = {
+    nn.Linear: lambda layer: ((layer.in_features,), (layer.out_features,)),
+    nn.MultiheadAttention: lambda layer: ((layer.embed_dim,), (layer.embed_dim,)),
+    nn.LayerNorm: lambda layer: (
+        (layer.normalized_shape[-1:],) * 2 if len(layer.normalized_shape) == 1 else (None, None)
+    ),
+}
+"""The shapes of one example where a layer's own attributes say them."""
+
+
+def _forward_of(base: type[nn.Module]) -> tuple[Callable[..., Any], str]:
+    """`base`'s forward with seeds, and the name of the argument that kernels see."""
+    plain: Any = base.forward
+    parameters = list(inspect.signature(plain).parameters.values())[1:]
+    first = parameters[0].name if parameters else ""
+    if len(parameters) == 1 and first == "input" and parameters[0].kind.name.startswith("POS"):
+        # A call with packed arguments costs a dormant layer 0.1 µs more.
+        @wraps(plain)
+        def of_one(self: Any, input: Tensor) -> Any:
+            if not self._runs:
+                return plain(self, input)
+            return self._grafted(plain(self, input), (input,), {})
+
+        return of_one, first
+
+    @wraps(plain)
+    def of_any(self: Any, *args: Any, **options: Any) -> Any:
+        if not self._runs:
+            return plain(self, *args, **options)
+        return self._grafted(plain(self, *args, **options), args, options)
+
+    return of_any, first
+
+
+def _seeds(base: type[nn.Module]) -> Callable[[type], type]:
+    """Complete a class of layers with seeds by the forward of its base."""
+
+    def complete(cls: type) -> type:
+        own: Any = cls
+        own.forward, own._esper_input = _forward_of(base)
+        own._esper_base, own._esper_kind = cls, None
+        return cls
+
+    return complete
+
+
+@_seeds(nn.Linear)
+class KasminaLayer(SeededLayer, nn.Linear):
+    """`nn.Linear` with seeds.
+
+    Args:
+        args, options: as for `nn.Linear`; `input_size` and `output_size` name its sizes too.
+        num_seeds: how many kernels it can carry.
+        layer_name: its name in events and messages.
+        blend: "convex", "residual" or "sequential".
+        isolate: stop gradients from kernels to the layer's input.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        for theirs, ours in (("input_size", "in_features"), ("output_size", "out_features")):
+            if theirs in options:
+                options[ours] = options.pop(theirs)
+        super().__init__(*args, **options)
+
+
+@_seeds(nn.Conv2d)
+class KasminaConv2dLayer(SeededLayer, nn.Conv2d):
+    """`nn.Conv2d` with seeds; its kernels take and return images (`example_rank` 3)."""
+
+
+@_seeds(nn.MultiheadAttention)
+class KasminaAttentionLayer(SeededLayer, nn.MultiheadAttention):
+    """`nn.MultiheadAttention` with seeds: kernels see the query, weights are the host's own."""
+
+
+@_seeds(nn.LayerNorm)
+class KasminaLayerNormLayer(SeededLayer, nn.LayerNorm):
+    """`nn.LayerNorm` with seeds."""
+
+
+@_seeds(_BatchNorm)
+class KasminaBatchNormLayer(SeededLayer, _BatchNorm):
+    """Batch norm with seeds; running statistics are the host's own.
+
+    By itself it takes inputs of any rank from 2; in a wrapped model it is also the
+    `nn.BatchNorm1d`, `2d` or `3d` that it was.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected an input of at least 2 axes, got {input.dim()}")
+
+
+_FAMILY: tuple[type, ...] = (
+    KasminaLayer,
+    KasminaConv2dLayer,
+    KasminaAttentionLayer,
+    KasminaLayerNormLayer,
+)
+
+
+@cache
+def seeded_class(base: type[nn.Module]) -> type[nn.Module]:
+    """The class of layers with seeds whose base is `base`: the family's own, or a new one."""
+    for own in _FAMILY:
+        if own.__bases__[1] is base:
+            return own
+    carrier = KasminaBatchNormLayer if issubclass(base, _BatchNorm) else SeededLayer
+    forward, first = _forward_of(base)
+    # The base's own check of dimensions comes first.
+    check: Any = getattr(base, "_check_input_dim", None)
+    more = {"_check_input_dim": check} if carrier is not SeededLayer else {}
+    body: dict[str, Any] = {
+        "__module__": __name__,
+        "__doc__": f"{base.__name__} with seeds.",
+        "_esper_base": base,
+        "_esper_kind": "seeded",
+        "_esper_input": first,
+        "forward": forward,
+        **more,
+    }
+    made: Any = type(f"Kasmina{base.__name__}", (carrier, base), body)
+    return made
+
+
+def base_class(cls: type) -> type:
+    """The class that a class of layers with seeds was made from."""
+    return cls.__bases__[1]
+
+
+def _fresh(base: type[nn.Module], kind: str | None) -> nn.Module:
+    """An empty layer, for copies and pickles to fill."""
+    cls = base if kind is None else seeded_class(base)
+    return cls.__new__(cls)
+
+
+def advance_layers(table: SeedTable, layers: Sequence[SeededLayer], step: int) -> bool:
     """Bring all ramps to `step`; returns whether any layer's alphas moved.
 
     An event on one layer brings the ramps of all to its step, so what is compared is
     what each layer shows, not whether a ramp is under way.
     """
-    table.state = advance(table.state, step)
+    table.advance(step)
     stale = (np.asarray(table.state.alpha) != table.shown).any(axis=1)
     for layer in layers:
         if stale[layer.row]:
@@ -310,7 +545,7 @@ def advance_layers(table: SeedTable, layers: list[KasminaLayer], step: int) -> b
     return bool(stale.any())
 
 
-def absorb_faults(table: SeedTable, layers: list[KasminaLayer], step: int) -> list[Event]:
+def absorb_faults(table: SeedTable, layers: Sequence[SeededLayer], step: int) -> list[Event]:
     """Bring the failure counts of all layers into the seed state.
 
     One transfer for the whole model; waits for the device, so it is called at

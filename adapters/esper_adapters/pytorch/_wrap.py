@@ -1,4 +1,4 @@
-"""`wrap` and `unwrap`: seeds for the linear layers of a torch model.
+"""`wrap` and `unwrap`: seeds for the layers of a torch model.
 
 Wrapping clones the module structure and shares the tensors; the clone's class
 is a subclass of the host's own, so that keys, signature, attributes and hooks
@@ -7,6 +7,7 @@ stay as they were.
 
 import asyncio
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -14,9 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper_adapters._naming import check_alpha, find_row, first_alpha, nothing_matched
+from esper_adapters._naming import check_alpha, find_row, first_alpha
 from esper_adapters.pytorch._kernel import TorchKernel
-from esper_adapters.pytorch._layer import KasminaLayer, SeedTable
+from esper_adapters.pytorch._layer import (
+    SeededLayer,
+    absorb_faults,
+    advance_layers,
+    base_class,
+    seeded_class,
+)
+from esper_adapters.pytorch._sites import Target, check_targets, fused_hosts, select_sites
+from esper_adapters.pytorch._table import SeedTable
 from esper_functional import (
     Event,
     EventKind,
@@ -25,6 +34,7 @@ from esper_functional import (
     SeedIndexError,
     SeedLifecycleState,
     SeedState,
+    UncalledSiteWarning,
     check_blend,
 )
 
@@ -48,12 +58,24 @@ class MorphableModel(nn.Module):
     _esper_table: SeedTable
     _esper_names: tuple[str, ...]
     _esper_resolve: _Shared
+    _esper_left: dict[str, str]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        base: Any = _host_class(type(self))
+        if issubclass(base, SeededLayer):
+            return _fresh, (base._esper_base, base._esper_kind), self.__getstate__()
+        return _fresh, (base, "plain"), self.__getstate__()
 
     @property
-    def kasmina_layers(self) -> dict[str, KasminaLayer]:
+    def kasmina_layers(self) -> dict[str, SeededLayer]:
         """The layers with seeds, by the host's own module path."""
         found = {name: self.get_submodule(name) for name in self._esper_names}
-        return {name: layer for name, layer in found.items() if isinstance(layer, KasminaLayer)}
+        return {name: layer for name, layer in found.items() if isinstance(layer, SeededLayer)}
+
+    @property
+    def left_alone(self) -> dict[str, str]:
+        """The layers that were meant and carry no seeds, and why."""
+        return dict(self._esper_left)
 
     @property
     def seeds(self) -> SeedState:
@@ -65,11 +87,15 @@ class MorphableModel(nn.Module):
         """The seeds with their layers' names and listeners."""
         return self._esper_table
 
-    # A model that is itself a linear layer is a KasminaLayer too, and the methods below
-    # hide that class's own: they are called by their class.
+    # A model that is itself a layer with seeds has that class's methods too, and those below
+    # hide them: they are called by their class.
 
-    def _layer(self, layer_name: str) -> KasminaLayer:
+    def _layer(self, layer_name: str) -> SeededLayer:
         names = list(self._esper_names)
+        if layer_name in self._esper_left:
+            raise SeedIndexError(
+                f"layer {layer_name!r} carries no seeds: it {self._esper_left[layer_name]}"
+            )
         return list(self.kasmina_layers.values())[find_row(layer_name, names)]
 
     def load_kernel_sync(
@@ -79,7 +105,7 @@ class MorphableModel(nn.Module):
         kernel_artifact_id: str,
         *,
         alpha: float | None = None,
-        step: int = 0,
+        step: int | None = None,
     ) -> bool:
         """Graft a kernel of the library into a DORMANT seed.
 
@@ -107,7 +133,7 @@ class MorphableModel(nn.Module):
         kernel_artifact_id: str,
         *,
         alpha: float | None = None,
-        step: int = 0,
+        step: int | None = None,
     ) -> bool:
         """`load_kernel_sync`, reading the library in a thread."""
         layer = self._begin(layer_name, seed_idx, kernel_artifact_id, alpha, step)
@@ -133,31 +159,36 @@ class MorphableModel(nn.Module):
         return resolve(kernel_id)
 
     def _begin(
-        self, layer_name: str, seed_idx: int, kernel_id: str, alpha: float | None, step: int
-    ) -> KasminaLayer:
+        self, layer_name: str, seed_idx: int, kernel_id: str, alpha: float | None, step: int | None
+    ) -> SeededLayer:
         if alpha is not None:
             check_alpha(alpha)
         layer = self._layer(layer_name)
         slot = layer.row * layer.num_seeds + seed_idx
-        layer.apply_event(Event(step, layer.row, seed_idx, EventKind.LOAD, kernel_id, float(slot)))
+        now = self._esper_table.at(step)
+        layer.apply_event(Event(now, layer.row, seed_idx, EventKind.LOAD, kernel_id, float(slot)))
         return layer
 
     def _finish(
         self,
-        layer: KasminaLayer,
+        layer: SeededLayer,
         seed: int,
         kernel_id: str,
         alpha: float | None,
-        step: int,
+        step: int | None,
         fetch: Resolve,
     ) -> bool:
+        # While the library was read, the model may have gone on.
+        table = self._esper_table
+        now = table.step if step is None else max(step, table.step)
+
         def end(kind: EventKind) -> None:
-            layer.apply_event(Event(step, layer.row, seed, kind, kernel_id))
+            layer.apply_event(Event(now, layer.row, seed, kind, kernel_id))
 
         try:
             kernel = fetch(kernel_id)
             value = first_alpha(kernel.confidence) if alpha is None else alpha
-            activate = Event(step, layer.row, seed, EventKind.ACTIVATE, kernel_id, value)
+            activate = Event(now, layer.row, seed, EventKind.ACTIVATE, kernel_id, value)
             layer.apply_event(activate, kernel)
         except LookupError:
             end(EventKind.CANCEL)
@@ -174,25 +205,69 @@ class MorphableModel(nn.Module):
             raise
         return True
 
-    async def unload_kernel(self, layer_name: str, seed_idx: int, *, step: int = 0) -> bool:
+    async def unload_kernel(
+        self, layer_name: str, seed_idx: int, *, step: int | None = None
+    ) -> bool:
         """Empty an ACTIVE seed."""
-        KasminaLayer.unload_kernel_sync(self._layer(layer_name), seed_idx, step=step)
+        SeededLayer.unload_kernel_sync(self._layer(layer_name), seed_idx, step=step)
         return True
 
-    def unload_kernel_sync(self, layer_name: str, seed_idx: int, *, step: int = 0) -> bool:
+    def unload_kernel_sync(
+        self, layer_name: str, seed_idx: int, *, step: int | None = None
+    ) -> bool:
         """Empty an ACTIVE seed."""
-        KasminaLayer.unload_kernel_sync(self._layer(layer_name), seed_idx, step=step)
+        SeededLayer.unload_kernel_sync(self._layer(layer_name), seed_idx, step=step)
         return True
 
     def set_seed_alpha(
-        self, layer_name: str, seed_idx: int, alpha: float, *, step: int = 0
+        self, layer_name: str, seed_idx: int, alpha: float, *, step: int | None = None
     ) -> None:
         """Set the alpha, in [0, 1], of an ACTIVE seed."""
-        KasminaLayer.set_seed_alpha(self._layer(layer_name), seed_idx, alpha, step=step)
+        SeededLayer.set_seed_alpha(self._layer(layer_name), seed_idx, alpha, step=step)
 
-    def fossilize(self, layer_name: str, seed_idx: int, *, step: int = 0) -> None:
+    def ramp_seed_alpha(
+        self,
+        layer_name: str,
+        seed_idx: int,
+        alpha: float,
+        span: int,
+        *,
+        step: int | None = None,
+    ) -> None:
+        """Let the alpha of an ACTIVE seed run to `alpha` over `span` steps; see `advance`."""
+        SeededLayer.ramp_seed_alpha(self._layer(layer_name), seed_idx, alpha, span, step=step)
+
+    def advance(self, step: int) -> bool:
+        """Bring all ramps to `step`; True where any alpha moved."""
+        return advance_layers(self._esper_table, list(self.kasmina_layers.values()), step)
+
+    def absorb(self, step: int | None = None) -> list[Event]:
+        """Bring the failures counted on the device into the seeds' state; waits for the device.
+
+        Returns:
+            The events of what changed.
+
+        Warns:
+            UncalledSiteWarning: where kernels run in a layer that no forward pass has called
+                since the last time.
+        """
+        table, layers = self._esper_table, list(self.kasmina_layers.values())
+        others = any(layer._called for layer in layers)
+        idle = [layer.layer_name for layer in layers if layer.passed_by(others)]
+        if idle:
+            warnings.warn(
+                f"kernels run in layers {idle}, and no forward pass has called them: their host"
+                " uses their weights without calling them, or not at all. Unload them",
+                UncalledSiteWarning,
+                stacklevel=2,
+            )
+        for layer in layers:
+            layer._called = False
+        return absorb_faults(table, layers, table.at(step))
+
+    def fossilize(self, layer_name: str, seed_idx: int, *, step: int | None = None) -> None:
         """Freeze an ACTIVE seed into the network for good."""
-        KasminaLayer.fossilize(self._layer(layer_name), seed_idx, step=step)
+        SeededLayer.fossilize(self._layer(layer_name), seed_idx, step=step)
 
     def get_model_stats(self) -> dict[str, Any]:
         """Counts of layers, seeds by stage, and parameters of host and kernels."""
@@ -243,7 +318,19 @@ class MorphableModel(nn.Module):
 
 @cache
 def _morphable(host: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Morphable{host.__name__}", (MorphableModel, host), {})
+    return type(f"Morphable{host.__name__}", (MorphableModel, host), {"__module__": __name__})
+
+
+def _host_class(cls: type) -> type:
+    """What a wrapped model's class is besides a `MorphableModel`."""
+    return cls.__bases__[1]
+
+
+def _fresh(base: type[nn.Module], kind: str | None) -> nn.Module:
+    """An empty wrapped model, for copies and pickles to fill."""
+    host = seeded_class(base) if kind == "seeded" else base
+    cls = _morphable(host)
+    return cls.__new__(cls)
 
 
 def _clone(host: nn.Module, copy_tensors: bool) -> nn.Module:
@@ -254,17 +341,19 @@ def _clone(host: nn.Module, copy_tensors: bool) -> nn.Module:
 def wrap(
     host: nn.Module,
     *,
-    target_layers: Sequence[type[nn.Module]] = (nn.Linear,),
+    target_layers: Target | Sequence[Target] = (nn.Linear,),
     seeds_per_layer: int = 4,
     blend: str = "convex",
     isolate: bool = False,
     resolve: Resolve | None = None,
     copy: bool = False,
 ) -> Any:
-    """Give the linear layers of a model seeds. The host object itself is not changed.
+    """Give layers of a model seeds. The host object itself is not changed.
 
     Args:
-        target_layers: types of layers to take; `nn.Linear` itself or its bases.
+        target_layers: classes of layers, module paths such as `"blocks.*.mlp"`, and predicates
+            of (path, module). What cannot carry seeds is left alone; see
+            `MorphableModel.left_alone`.
         seeds_per_layer: how many kernels each can carry, at least 1.
         blend: "convex", "residual" or "sequential".
         isolate: stop gradients from kernels to the layers' inputs.
@@ -275,36 +364,33 @@ def wrap(
         An instance of a subclass of the host's class and of `MorphableModel`.
 
     Raises:
-        SeedIndexError: where no layer matches.
+        SeedIndexError: for a target that no layer matches.
         BlendError: for an unknown blend.
         KasminaException: for a model that is wrapped already.
     """
     kind = check_blend(blend)
     if seeds_per_layer < 1:
         raise SeedIndexError(f"wrap: seeds_per_layer must be at least 1, got {seeds_per_layer}")
-    if any(isinstance(m, MorphableModel | KasminaLayer) for m in host.modules()):
+    if any(isinstance(m, MorphableModel | SeededLayer) for m in host.modules()):
         raise KasminaException("wrap: the model is wrapped already; esper.unwrap it first")
-    targets = tuple(target_layers)
-    names = tuple(
-        name for name, m in host.named_modules() if type(m) is nn.Linear and isinstance(m, targets)
-    )
-    if not names:
-        raise nothing_matched(targets, (type(m).__name__ for m in host.modules()))
+    names, left = select_sites(host, check_targets(target_layers))
     model: Any = _clone(host, copy)
     table = SeedTable(names, seeds_per_layer)
     for row, name in enumerate(names):
         layer: Any = model.get_submodule(name)
-        layer.__class__ = KasminaLayer
+        layer.__class__ = seeded_class(type(layer))
         layer._plant(table, row, kind, isolate)
+        layer._fused = fused_hosts(model, name)
     model.__class__ = _morphable(type(model))
     model._esper_table = table
     model._esper_names = names
+    model._esper_left = left
     model._esper_resolve = _Shared(resolve)
     return model
 
 
 _PLANTED = ("_table", "_row", "blend", "isolate", "_runs", "_errors", "_host_weight", "_weights",
-            "_working")  # fmt: skip
+            "_working", "_called", "_fused", "_hook")  # fmt: skip
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -319,14 +405,16 @@ def unwrap(model: nn.Module) -> nn.Module:
         )
     host: Any = _clone(model, False)
     layers: dict[str, Any] = host.kasmina_layers
-    host.__class__ = type(host).__mro__[2]
-    for attribute in ("_esper_table", "_esper_names", "_esper_resolve"):
+    host.__class__ = _host_class(type(host))
+    for attribute in ("_esper_table", "_esper_names", "_esper_left", "_esper_resolve"):
         delattr(host, attribute)
     for layer in layers.values():
+        layer._runs = ()
+        layer.lift_fused_path()
         for seed in range(layer.num_seeds):
             if layer.kernel(seed) is not None:
                 delattr(layer, f"kernel_{seed}")
         for attribute in _PLANTED:
             layer.__dict__.pop(attribute, None)
-        layer.__class__ = nn.Linear
+        layer.__class__ = base_class(type(layer))
     return host
