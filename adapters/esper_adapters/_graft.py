@@ -4,15 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from esper_functional import Blend, FoldError, Grafted, Live, Plan, Run, host_call, run_site
-
-
-def tied_weights(name: str) -> FoldError:
-    """The error for a fold into weights that another layer has too."""
-    return FoldError(
-        f"fold: layer {name!r} shares its weights with another layer, whose output would change as"
-        " well: fossilise the kernel instead"
-    )
+from esper_functional import Blend, Grafted, Live, Plan, Run, host_call, run_site
 
 
 class Blending(NamedTuple):

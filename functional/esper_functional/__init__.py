@@ -63,6 +63,7 @@ from esper_functional._execute import (
 from esper_functional._fold import (
     Affine,
     affine_form,
+    affine_of,
     fold_linear,
 )
 from esper_functional._health import (
@@ -231,6 +232,7 @@ __all__ = [
     "activation_variance",
     "advance",
     "affine_form",
+    "affine_of",
     "apply_event",
     "attention",
     "bank_kernels",

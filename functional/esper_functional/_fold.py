@@ -9,6 +9,7 @@ folded kernel and s = Σ a_j over all that run:
     sequential      W' = (1 − a)·W + a·A, for the first kernel in seed order
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,34 +35,55 @@ class Affine(NamedTuple):
 
 
 def affine_form(kernel: Kernel, in_features: int, dtype: Any = jnp.float32) -> Affine:
-    """The matrix and offset of a kernel of vectors, if it is affine.
-
-    Found by running it on the axes, and checked on 32 random points at scales from 0.1 to
-    10 by the table of tolerances.
+    """The matrix and offset of a kernel of vectors, if it is affine; see `affine_of`.
 
     Raises:
         FoldError: for a kernel that is not affine, or not one of vectors.
     """
-    if kernel.program.example_rank != 1:
-        raise FoldError(
-            f"kernel {kernel.program.key} takes examples of rank {kernel.program.example_rank}, and"
-            " only kernels of vectors can be folded into a linear layer's weights: fossilise it"
-            " instead"
-        )
-    rows = jnp.concatenate([jnp.zeros((1, in_features)), jnp.eye(in_features)]).astype(dtype)
     apply = jax.jit(kernel.program.apply)
-    values = np.asarray(apply(kernel.params, rows)).astype(np.float64)
+
+    def evaluate(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(apply(kernel.params, jnp.asarray(rows, dtype))).astype(np.float64)
+
+    rank = kernel.program.example_rank
+    return affine_of(evaluate, str(kernel.program.key), rank, in_features, np.dtype(dtype).name)
+
+
+def affine_of(
+    evaluate: Callable[[np.ndarray], np.ndarray],
+    name: str,
+    example_rank: int,
+    in_features: int,
+    dtype: str,
+) -> Affine:
+    """The matrix and offset of a function of vectors, if it is affine.
+
+    Found by running it on the axes, and checked on 32 random points at scales from 0.1 to
+    10 by the table of tolerances.
+
+    Args:
+        evaluate: `[rows, in]` in float64 to `[rows, out]` in float64; rounds to `dtype` itself.
+        name: the kernel, for messages.
+
+    Raises:
+        FoldError: for a kernel that is not affine, or not one of vectors.
+    """
+    if example_rank != 1:
+        raise FoldError(
+            f"kernel {name} takes examples of rank {example_rank}, and only kernels of vectors can"
+            " be folded into a linear layer's weights: fossilise it instead"
+        )
+    values = evaluate(np.concatenate([np.zeros((1, in_features)), np.eye(in_features)]))
     offset = values[0]
     matrix = (values[1:] - offset).T
     random = np.random.default_rng(_SEED)
     scales = 10.0 ** random.uniform(-1.0, 1.0, (_PROBES, 1))
-    probes = jnp.asarray(random.normal(size=(_PROBES, in_features)) * scales, dtype)
-    found = np.asarray(apply(kernel.params, probes)).astype(np.float64)
-    expected = np.asarray(probes).astype(np.float64) @ matrix.T + offset
-    gap = difference(found, expected, np.dtype(dtype).name)
+    probes = np.asarray(random.normal(size=(_PROBES, in_features)) * scales, jnp.dtype(dtype))
+    probes = probes.astype(np.float64)
+    gap = difference(evaluate(probes), probes @ matrix.T + offset, dtype)
     if not gap.within:
         raise FoldError(
-            f"kernel {kernel.program.key} is not affine, so it cannot be folded into its host's"
+            f"kernel {name} is not affine, so it cannot be folded into its host's"
             f" weights: it differs from its own linear part by up to {gap.largest:.3g} (allowed"
             f" {gap.allowed:.3g}). Fossilise it instead, and export_plain keeps it beside the host"
         )

@@ -8,7 +8,6 @@ from esper_functional import (
     BlendError,
     Event,
     EventKind,
-    KasminaException,
     KernelMismatchError,
     SeedIndexError,
     SeedLifecycleError,
@@ -85,13 +84,3 @@ def test_an_activation_needs_its_kernel_and_a_layer_its_blend():
         make_layer().apply_event(Event(0, 0, 0, EventKind.ACTIVATE))
     with pytest.raises(BlendError, match="did you mean 'convex'"):
         make_layer(blend="convexx")
-
-
-@pytest.mark.parametrize("kind", [EventKind.INCUBATE, EventKind.FOLD])
-def test_what_only_the_jax_faces_do_is_refused_and_nothing_changes(kind):
-    layer = make_layer()
-    layer.load_kernel_sync(1, torch_kernel(), alpha=0.0)
-    before = state_digest(layer.seeds)
-    with pytest.raises(KasminaException, match=f"does not {kind.value} kernels: layer 'fc'"):
-        layer.apply_event(Event(1, 0, 1, kind))
-    assert state_digest(layer.seeds) == before

@@ -84,6 +84,7 @@ FULL = [
     "activation_variance",
     "advance",
     "affine_form",
+    "affine_of",
     "apply_event",
     "attention",
     "bank_kernels",

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from esper_adapters._errors import tied_weights
 from esper_adapters._functional import Call, FunctionalModel, call_layer, join_faults
-from esper_adapters._graft import Blending, Graft, tied_weights
+from esper_adapters._graft import Blending, Graft
 from esper_adapters._naming import HOST_FIELD, describe_array, two_of_a_name
 from esper_adapters._plain import PLAIN_ADVICE, plain_function
 from esper_adapters._surgery import Linear, Probed, Signature, Stripped, Surgery

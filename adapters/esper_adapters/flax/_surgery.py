@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from esper_adapters._errors import tied_weights
 from esper_adapters._functional import (
     Call,
     FunctionalModel,
@@ -22,7 +23,7 @@ from esper_adapters._functional import (
     join_faults,
     split_arrays,
 )
-from esper_adapters._graft import Blending, Graft, tied_weights
+from esper_adapters._graft import Blending, Graft
 from esper_adapters._naming import HOST_FIELD, describe_array, two_of_a_name
 from esper_adapters._plain import check_stateless, plain_function
 from esper_adapters._surgery import Linear, Probed, Signature, Stripped, Surgery

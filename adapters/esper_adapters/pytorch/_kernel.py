@@ -106,13 +106,14 @@ class GraftedKernel(nn.Module):
             trains = own.is_floating_point() or own.is_complex()
             self.register_parameter(name, nn.Parameter(own, requires_grad=trains))
 
-    def ordered_parameters(self) -> list[nn.Parameter]:
+    def ordered_parameters(self) -> list[Tensor]:
         """The parameters in the order of the program's arguments."""
-        return [self.get_parameter(name) for name in self._names]
+        # By attribute: under `torch.func.functional_call` they are plain tensors.
+        return [getattr(self, name) for name in self._names]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The output, `[*batch, *out]`, and whether each example is finite, `[*batch, 1, ...]`."""
-        params: list[Tensor] = list(self.ordered_parameters())
+        params = self.ordered_parameters()
         if self.frozen:
             params = [p.detach() for p in params]
         lead = x.dim() - self.example_rank

@@ -7,16 +7,18 @@ What carries the seeds is `SeededLayer`, for every class of layer alike; all
 life-cycle code is the core's, called on numpy.
 """
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from esper_adapters._errors import tied_weights
 from esper_adapters._naming import check_alpha, first_alpha, load_events
 from esper_adapters.pytorch._kernel import (
     GraftedKernel,
@@ -30,17 +32,50 @@ from esper_functional import (
     Blend,
     Event,
     EventKind,
+    FoldError,
     KasminaException,
     KernelMismatchError,
     SeedIndexError,
     SeedLifecycleState,
     SeedState,
+    advance,
+    affine_of,
+    apply_event,
     blend_weights,
     check_blend,
     fault_events,
+    fold_linear,
     mix,
     running,
 )
+
+EXTRA = "_extra_state"
+"""Under this key, torch's own for such things, a state_dict has a layer's seeds."""
+
+
+def is_seeds(extra: Any) -> bool:
+    """Whether an extra state of a module is that of seeds."""
+    return isinstance(extra, Mapping) and extra.get("esper_seeds") == 1
+
+
+class Counter(NamedTuple):
+    """What is counted of a running kernel, on the device."""
+
+    kernel: GraftedKernel
+    errors: Tensor
+    """i32: consecutive failures."""
+    working: Tensor
+    """bool: fewer than three."""
+
+    def note(self, ok: Tensor) -> None:
+        """Count a call: no forward pass waits for it."""
+        counted = torch.where(ok.all(), 0, self.errors + 1)
+        self.errors.copy_(torch.where(self.working, counted, self.errors))
+        self.working.copy_(self.errors < FAILURES_TO_RECOVERY)
+
+    def to(self, device: torch.device) -> "Counter":
+        """On another device."""
+        return Counter(self.kernel, self.errors.to(device), self.working.to(device))
 
 
 class SeededLayer(nn.Module):
@@ -55,6 +90,8 @@ class SeededLayer(nn.Module):
     """By which the class is found again: itself, or the class that it was made from."""
     _esper_kind: ClassVar[str | None]
     """None where the class can be found by its name."""
+    _esper_linear: ClassVar[bool]
+    """Whether it computes what `nn.Linear` does."""
     _esper_input: ClassVar[str]
     """The name of the argument that kernels see."""
     _table: SeedTable
@@ -62,12 +99,19 @@ class SeededLayer(nn.Module):
     blend: Blend
     isolate: bool
     _runs: tuple[GraftedKernel, ...] = ()
-    _errors: tuple[Tensor, ...] = ()
-    _working: tuple[Tensor, ...] = ()
+    """The kernels that are blended, in seed order; without those that incubate."""
+    _counters: dict[int, Counter] = {}  # noqa: RUF012 (never changed in place)
+    """By seed, of all kernels that run."""
+    _blended: tuple[Counter, ...] = ()
+    """Of `_runs`."""
     _weights: tuple[Tensor, ...] = ()
     _host_weight: Tensor
+    _shadowed: int | None = None
+    """The seed that a shadow of the forward pass shows at alpha 1."""
     _fused: tuple[nn.Module, ...] = ()
     """What it lies in that has a fused path, which would pass it by."""
+    _tied = False
+    """Whether another layer has its weights too."""
     _hook: Any = None
     """What keeps that path off while kernels run."""
     _called: bool | None = None
@@ -144,10 +188,35 @@ class SeededLayer(nn.Module):
         return kind(y, *result[1:]) if hasattr(result, "_fields") else kind((y, *result[1:]))
 
     def _blend(self, h: Tensor, x: Tensor) -> Tensor:
+        if self._shadowed is not None:
+            return self._shadow(h, x, self._shadowed)
+        return self._mixed(h, x, self._blended, self._host_weight, self._weights)
+
+    def _shadow(self, h: Tensor, x: Tensor, seed: int) -> Tensor:
+        """The blend with one incubating kernel at alpha 1."""
+        state, row = self._table.state, self._row
+        alpha, own = np.array(state.alpha[row]), np.asarray(running(state))[row]
+        shown = own & (~np.asarray(state.incubating)[row] | (np.arange(len(own)) == seed))
+        alpha[seed] = 1.0
+        host, kernels = blend_weights(self.blend, alpha, own)
+        counters = [self._counters[int(i)] for i in np.flatnonzero(shown)]
+        weights = [float(weight) for weight in kernels[shown]]
+        return self._mixed(h, x, counters, float(host), weights, only=self._counters[seed])
+
+    def _mixed(
+        self,
+        h: Tensor,
+        x: Tensor,
+        counters: Sequence[Counter],
+        host_weight: Any,
+        weights: Sequence[Any],
+        only: Counter | None = None,
+    ) -> Tensor:
         source = x.detach() if self.isolate else x
         outputs: list[Tensor] = []
         finite: list[Tensor] = []
-        for i, kernel in enumerate(self._runs):
+        for counter in counters:
+            kernel = counter.kernel
             k, ok = kernel(source)
             if k.dtype != h.dtype and torch.is_autocast_enabled(h.device.type):
                 k = k.to(h.dtype)
@@ -158,17 +227,17 @@ class SeededLayer(nn.Module):
                     " unload it, and choose a kernel of the layer's signature"
                 )
             outputs.append(k)
-            finite.append(ok & self._working[i])
-            if self.training:
-                self._count(i, ok)
-        return mix(self.blend, h, outputs, finite, self._host_weight, self._weights, torch.where)
+            # A copy: counting changes the flag in place, and the select's gradient needs it.
+            finite.append(ok & counter.working)
+            if self.training and (only is None or only is counter):
+                counter.note(ok)
+        return mix(self.blend, h, outputs, finite, host_weight, weights, torch.where)
 
-    def _count(self, i: int, ok: Tensor) -> None:
-        """Count a failed call, on the device: no forward pass waits for it."""
-        errors = self._errors[i]
-        counted = torch.where(ok.all(), 0, errors + 1)
-        errors.copy_(torch.where(self._working[i], counted, errors))
-        self._working[i].copy_(errors < FAILURES_TO_RECOVERY)
+    @property
+    def incubating(self) -> tuple[int, ...]:
+        """The seeds whose kernels incubate."""
+        own = np.asarray(self._table.state.incubating)[self._row]
+        return tuple(seed for seed in self._counters if own[seed])
 
     def kernel(self, seed: int) -> GraftedKernel | None:
         """The kernel that a seed carries, or None."""
@@ -186,18 +255,19 @@ class SeededLayer(nn.Module):
         Raises:
             KernelMismatchError: for a kernel that does not fit; nothing is changed.
             SeedLifecycleError: for an event that the seed's stage does not allow.
-            KasminaException: for incubation and folding, which this layer does not do.
+            FoldError: for a kernel that cannot be folded into this layer's weights.
         """
-        if event.kind in (EventKind.INCUBATE, EventKind.FOLD):
-            raise KasminaException(
-                f"a torch layer does not {event.kind.value} kernels: layer {self.layer_name!r} is"
-                " unchanged. Set an alpha above 0, or fossilise; the jax faces incubate and fold"
-            )
         if event.kind is EventKind.ACTIVATE:
             if kernel is None:
                 raise ValueError("an ACTIVATE event needs the kernel that it grafts")
             self._check(kernel)
+        folded = self._folded(event) if event.kind is EventKind.FOLD else None
         self._table.apply(event)
+        if folded is not None:
+            self._take_weights(*folded)
+            if (grafted := self.kernel(event.seed)) is not None:
+                delattr(self, f"kernel_{event.seed}")
+                del grafted
         if event.kind is EventKind.ACTIVATE and kernel is not None:
             self.place(event.seed, kernel)
         self.refresh()
@@ -205,6 +275,54 @@ class SeededLayer(nn.Module):
     def _check(self, kernel: TorchKernel) -> None:
         where = f"layer {self.layer_name!r}"
         check_torch_kernel(kernel, self.shapes, where)
+
+    def _folded(self, event: Event) -> tuple[np.ndarray, np.ndarray | None]:
+        """The layer's weights with a kernel folded into them; nothing is changed."""
+        # Refused as the state refuses it, before anything is run.
+        apply_event(self._table.state, event, layers=self._table.names)
+        where = f"layer {self.layer_name!r}"
+        plain = isinstance(self, nn.Linear) and type(self)._esper_linear
+        if not plain or not isinstance(getattr(self, "weight", None), nn.Parameter):
+            raise FoldError(
+                f"fold: {where} is not a linear layer, and only into those kernels can be folded:"
+                " fossilise the kernel instead"
+            )
+        if self._tied:
+            raise tied_weights(self.layer_name)
+        if event.seed not in self._counters:
+            raise FoldError(
+                f"fold: seed {event.seed} of {where} has stopped at its third failure, so it has no"
+                " part in the output that could be folded"
+            )
+        kernel, weight = self._counters[event.seed].kernel, self.get_parameter("weight")
+        name = str(weight.dtype).removeprefix("torch.")
+
+        def evaluate(rows: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                x = torch.as_tensor(rows).to(weight)
+                return kernel(x)[0].double().cpu().numpy()
+
+        form = affine_of(
+            evaluate, kernel.kernel_id[:12], kernel.example_rank, weight.shape[1], name
+        )
+        bias = getattr(self, "bias", None)
+        state = advance(self._table.state, event.step)
+        places = sorted(self._counters)
+        own = weight.detach().float().cpu().numpy()
+        return fold_linear(
+            own,
+            None if bias is None else bias.detach().float().cpu().numpy(),
+            form,
+            self.blend,
+            np.asarray(state.alpha)[self._row, places],
+            places.index(event.seed),
+        )
+
+    def _take_weights(self, weight: np.ndarray, bias: np.ndarray | None) -> None:
+        with torch.no_grad():
+            self.get_parameter("weight").copy_(torch.as_tensor(weight))
+            if bias is not None:
+                self.get_parameter("bias").copy_(torch.as_tensor(bias))
 
     def place(self, seed: int, kernel: TorchKernel) -> GraftedKernel:
         """Register a kernel's parameters for a seed whose state says that it holds one.
@@ -231,29 +349,126 @@ class SeededLayer(nn.Module):
                 kernel.frozen = True
                 kernel.requires_grad_(False)
         own = np.asarray(running(state))[row]
-        held = {id(kernel): i for i, kernel in enumerate(self._runs)}
-        grafted = {int(s): k for s in np.flatnonzero(own) if (k := self.kernel(int(s))) is not None}
-        runs = tuple(grafted.values())
+        device = _device_of(self)
+        # What runs on does so with failures that the state has not absorbed yet.
+        held = {id(counter.kernel): counter for counter in self._counters.values()}
+        counters: dict[int, Counter] = {}
+        for seed in np.flatnonzero(own).tolist():
+            kernel = self.kernel(seed)
+            if kernel is None:
+                continue
+            count = int(state.error_count[row, seed])
+            counters[seed] = held.get(id(kernel)) or Counter(
+                kernel,
+                torch.tensor(count, dtype=torch.int32, device=device),
+                torch.tensor(count < FAILURES_TO_RECOVERY, device=device),
+            )
+        self._counters = counters
+        incubating = np.asarray(state.incubating)[row]
+        self._blended = tuple(c for seed, c in counters.items() if not incubating[seed])
+        runs = tuple(counter.kernel for counter in self._blended)
         if runs != self._runs:
-            device = _device_of(self)
-            errors: list[Tensor] = []
-            working: list[Tensor] = []
-            for seed, kernel in grafted.items():
-                if id(kernel) in held:
-                    # It runs on, with failures that the state has not absorbed yet.
-                    errors.append(self._errors[held[id(kernel)]])
-                    working.append(self._working[held[id(kernel)]])
-                else:
-                    count = int(state.error_count[row, seed])
-                    errors.append(torch.tensor(count, dtype=torch.int32, device=device))
-                    working.append(torch.tensor(count < FAILURES_TO_RECOVERY, device=device))
-            self._errors, self._working = tuple(errors), tuple(working)
             self._host_weight = torch.ones((), device=device)
             self._weights = tuple(torch.zeros((), device=device) for _ in runs)
             self._runs = runs
             self._called = None
             self.lift_fused_path()
         self.refresh_alpha()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Dormant, the keys are the base layer's.
+        if np.asarray(self._table.state.stage)[self._row].any():
+            destination[prefix + EXTRA] = self.seeds_to_save()
+
+    def seeds_to_save(self) -> dict[str, Any]:
+        """The layer's row of the seed state, and its kernels' ids; all of it plain data."""
+        state = self._table.state
+        row = {
+            field.name: torch.tensor(np.asarray(getattr(state, field.name))[self._row])
+            for field in dataclasses.fields(state)
+        }
+        held = {seed: k.kernel_id for seed in range(self.num_seeds) if (k := self.kernel(seed))}
+        return {
+            "esper_seeds": 1,
+            "step": self._table.step,
+            "blend": self.blend,
+            "isolate": self.isolate,
+            "state": row,
+            "kernels": held,
+        }
+
+    def find_kernels(self, extra: Mapping[str, Any]) -> dict[int, TorchKernel | None]:
+        """The kernels that saved seeds hold; None for one that the layer holds already.
+
+        Raises:
+            KasminaException: for seeds of another wrapping, or a kernel that is nowhere.
+        """
+        where = f"load_state_dict: layer {self.layer_name!r}"
+        seeds = int(extra["state"]["stage"].shape[0])
+        saved = (seeds, extra["blend"], extra["isolate"])
+        if saved != (self.num_seeds, self.blend, self.isolate):
+            raise KasminaException(
+                f"{where} has {self.num_seeds} seeds, blend {self.blend!r} and isolate="
+                f"{self.isolate}, and was saved with {seeds}, {saved[1]!r} and isolate={saved[2]}:"
+                " wrap with what it was saved with"
+            )
+        found: dict[int, TorchKernel | None] = {}
+        for seed, kernel_id in extra["kernels"].items():
+            held = self.kernel(int(seed))
+            if held is not None and held.kernel_id == kernel_id:
+                found[int(seed)] = None
+                continue
+            try:
+                if self._table.resolve is None or not kernel_id:
+                    raise LookupError
+                found[int(seed)] = self._table.resolve(kernel_id)
+            except LookupError:
+                raise KasminaException(
+                    f"{where} was saved with kernel {kernel_id or 'without an id'!r} in seed"
+                    f" {seed}, which cannot be found: wrap with the `library` that has it, or with"
+                    " `resolve`, a function from ids to kernels"
+                ) from None
+        return found
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        extra = state_dict.get(prefix + EXTRA)
+        if extra is not None and is_seeds(extra):
+            self._take_seeds(extra)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if prefix + EXTRA in unexpected_keys:
+            unexpected_keys.remove(prefix + EXTRA)
+
+    def _take_seeds(self, extra: Mapping[str, Any]) -> None:
+        """The saved row, and places for its kernels' parameters, which are loaded after."""
+        kernels = self.find_kernels(extra)
+        state = self._table.state
+        arrays: dict[str, np.ndarray] = {}
+        for name, row in extra["state"].items():
+            arrays[name] = np.array(getattr(state, name))
+            arrays[name][self._row] = row.cpu().numpy()
+        for seed in range(self.num_seeds):
+            if kernels.get(seed, 0) is not None and self.kernel(seed) is not None:
+                delattr(self, f"kernel_{seed}")
+        for seed, kernel in kernels.items():
+            if kernel is not None:
+                self.place(seed, kernel)
+        self._table.state = SeedState(**arrays)
+        self._table.step = max(self._table.step, int(extra["step"]))
+        # The counts on the device are those of the state that was saved.
+        self._counters = {}
+        self.refresh()
 
     def lift_fused_path(self) -> None:
         """Turn fused paths around the layer off while kernels run, and on again after."""
@@ -279,7 +494,7 @@ class SeededLayer(nn.Module):
         self._table.shown[row] = alpha
         if not self._runs:
             return
-        own = np.asarray(running(state))[row]
+        own = np.asarray(running(state) & ~state.incubating)[row]
         host, kernels = blend_weights(self.blend, alpha, own)
         # In place: a compiled forward keeps reading the same tensors.
         self._host_weight.fill_(float(host))
@@ -288,13 +503,14 @@ class SeededLayer(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
+        # Only where they lie changes: blend weights and counts keep their dtypes.
+        device = _device_of(self)
+        self._counters = {seed: c.to(device) for seed, c in self._counters.items()}
+        own = {id(kernel) for kernel in self._runs}
+        self._blended = tuple(c for c in self._counters.values() if id(c.kernel) in own)
         if self._runs:
-            # Only where they lie changes: blend weights and counts keep their dtypes.
-            device = _device_of(self)
             self._host_weight = self._host_weight.to(device)
             self._weights = tuple(t.to(device) for t in self._weights)
-            self._errors = tuple(t.to(device) for t in self._errors)
-            self._working = tuple(t.to(device) for t in self._working)
         return self
 
     def passed_by(self, others: bool) -> bool:
@@ -312,9 +528,8 @@ class SeededLayer(nn.Module):
 
     def error_counts(self) -> np.ndarray:
         """Consecutive failures of the running seeds, in seed order; waits for the device."""
-        if not self._runs:
-            return np.zeros(0, np.int32)
-        return torch.stack(list(self._errors)).cpu().numpy()
+        errors = [counter.errors for counter in self._counters.values()]
+        return torch.stack(errors).cpu().numpy() if errors else np.zeros(0, np.int32)
 
     def load_kernel_sync(
         self,
@@ -364,6 +579,18 @@ class SeededLayer(nn.Module):
     ) -> None:
         """Let the alpha of an ACTIVE seed run to `alpha` over `span` steps."""
         self._event(EventKind.RAMP, seed_idx, step, value=alpha, span=span)
+
+    def incubate(self, seed_idx: int, *, step: int | None = None) -> None:
+        """Let an ACTIVE seed at alpha 0 train in shadow forwards alone."""
+        self._event(EventKind.INCUBATE, seed_idx, step)
+
+    def fold(self, seed_idx: int, *, step: int | None = None) -> None:
+        """Fold an affine kernel into the weights of this linear layer, and free its slot.
+
+        Raises:
+            FoldError: for a kernel that is not affine, another layer, or a blend that forbids it.
+        """
+        self._event(EventKind.FOLD, seed_idx, step)
 
     def fossilize(self, seed_idx: int, *, step: int | None = None) -> None:
         """Freeze an ACTIVE seed into the network for good: alpha and parameters."""
@@ -435,6 +662,7 @@ def _seeds(base: type[nn.Module]) -> Callable[[type], type]:
     def complete(cls: type) -> type:
         own: Any = cls
         own.forward, own._esper_input = _forward_of(base)
+        own._esper_linear = base.forward is nn.Linear.forward
         own._esper_base, own._esper_kind = cls, None
         return cls
 
@@ -513,6 +741,7 @@ def seeded_class(base: type[nn.Module]) -> type[nn.Module]:
         "_esper_base": base,
         "_esper_kind": "seeded",
         "_esper_input": first,
+        "_esper_linear": base.forward is nn.Linear.forward,
         "forward": forward,
         **more,
     }
@@ -551,7 +780,7 @@ def absorb_faults(table: SeedTable, layers: Sequence[SeededLayer], step: int) ->
     One transfer for the whole model; waits for the device, so it is called at
     decision boundaries and never in a step.
     """
-    on_device = [errors for layer in layers for errors in layer._errors]
+    on_device = [c.errors for layer in layers for c in layer._counters.values()]
     if not on_device:
         return []
     counts = torch.stack(on_device).cpu().numpy()

@@ -30,15 +30,18 @@ class SeedTable:
         """The alphas that the layers' blend weights stand for."""
         self.listeners: list[Callable[[Event], None]] = []
         """Told of every event. A copy of the model starts without any."""
+        self.resolve: Callable[[str], Any] | None = None
+        """Finds a kernel by its id; raises LookupError where there is none."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "listeners": []}
+        return {**self.__dict__, "listeners": [], "resolve": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SeedTable":
         twin = SeedTable(self.names, self.state.shape[1])
         memo[id(self)] = twin
         # States are immutable, and may be shared.
         twin.state, twin.step, twin.shown = self.state, self.step, self.shown.copy()
+        twin.resolve = self.resolve
         return twin
 
     def at(self, step: int | None) -> int:

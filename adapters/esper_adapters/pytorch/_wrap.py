@@ -8,20 +8,24 @@ stay as they were.
 import asyncio
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter as PyCounter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from esper_adapters._naming import check_alpha, find_row, first_alpha
 from esper_adapters.pytorch._kernel import TorchKernel
 from esper_adapters.pytorch._layer import (
+    EXTRA,
     SeededLayer,
     absorb_faults,
     advance_layers,
     base_class,
+    is_seeds,
     seeded_class,
 )
 from esper_adapters.pytorch._sites import Target, check_targets, fused_hosts, select_sites
@@ -42,22 +46,11 @@ Resolve = Callable[[str], TorchKernel]
 """Finds a kernel by its id; raises LookupError where there is none."""
 
 
-class _Shared:
-    """Holds what copies of a model share instead of copying it."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
-        return self
-
-
 class MorphableModel(nn.Module):
     """What a wrapped model has beyond its host; never instantiated by itself."""
 
     _esper_table: SeedTable
     _esper_names: tuple[str, ...]
-    _esper_resolve: _Shared
     _esper_left: dict[str, str]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -151,7 +144,7 @@ class MorphableModel(nn.Module):
         return self._finish(layer, seed_idx, kernel_artifact_id, alpha, step, fetched)
 
     def _fetch(self, kernel_id: str) -> TorchKernel:
-        resolve = self._esper_resolve.value
+        resolve = self._esper_table.resolve
         if resolve is None:
             raise KasminaException(
                 "this model was wrapped without a library: pass `library=` to esper.wrap"
@@ -237,6 +230,31 @@ class MorphableModel(nn.Module):
         """Let the alpha of an ACTIVE seed run to `alpha` over `span` steps; see `advance`."""
         SeededLayer.ramp_seed_alpha(self._layer(layer_name), seed_idx, alpha, span, step=step)
 
+    def incubate(self, layer_name: str, seed_idx: int, *, step: int | None = None) -> None:
+        """Let an ACTIVE seed at alpha 0 train in shadow forwards alone; see `shadow_forward`."""
+        SeededLayer.incubate(self._layer(layer_name), seed_idx, step=step)
+
+    def fold(self, layer_name: str, seed_idx: int, *, step: int | None = None) -> None:
+        """Fold an affine kernel into the weights of its linear layer, and free its slot.
+
+        Raises:
+            FoldError: where that would change the output.
+        """
+        SeededLayer.fold(self._layer(layer_name), seed_idx, step=step)
+
+    def shadow_forward(self, *args: Any, **options: Any) -> tuple[Any, ...]:
+        """What the model would give with each incubating kernel at alpha 1, one at a time.
+
+        Add the loss of each to that of the model. Gradients reach that kernel's parameters and
+        nothing else; buffers and the random state stay as they are. Costs one forward pass for
+        each incubating kernel.
+        """
+        return tuple(
+            _run_shadow(self, layer, seed, args, options)
+            for layer in self.kasmina_layers.values()
+            for seed in layer.incubating
+        )
+
     def advance(self, step: int) -> bool:
         """Bring all ramps to `step`; True where any alpha moved."""
         return advance_layers(self._esper_table, list(self.kasmina_layers.values()), step)
@@ -268,6 +286,33 @@ class MorphableModel(nn.Module):
     def fossilize(self, layer_name: str, seed_idx: int, *, step: int | None = None) -> None:
         """Freeze an ACTIVE seed into the network for good."""
         SeededLayer.fossilize(self._layer(layer_name), seed_idx, step=step)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `nn.Module.load_state_dict`; seeds and kernels become those that were saved.
+
+        Kernels that the model does not hold are found by their ids, by `resolve` (or the
+        library) that the model was wrapped with.
+
+        Raises:
+            KasminaException: for the seeds of another wrapping, or a kernel that cannot be
+                found; nothing is changed.
+        """
+        for name, layer in self.kasmina_layers.items():
+            extra = state_dict.get(f"{name}.{EXTRA}" if name else EXTRA)
+            if extra is not None:
+                layer.find_kernels(extra)
+        prefixes = [f"{name}.{EXTRA}" if name else EXTRA for name in self.kasmina_layers]
+        foreign = [k for k in state_dict if k.endswith(f".{EXTRA}") and k not in prefixes]
+        foreign = [k for k in foreign if is_seeds(state_dict[k])]
+        if foreign:
+            raise KasminaException(
+                f"load_state_dict: it has seeds of {[k[: -len(EXTRA) - 1] for k in foreign]}, and"
+                f" this model's layers with seeds are {list(self.kasmina_layers)}: wrap with the"
+                " target_layers that the saved model was wrapped with"
+            )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def get_model_stats(self) -> dict[str, Any]:
         """Counts of layers, seeds by stage, and parameters of host and kernels."""
@@ -314,6 +359,27 @@ class MorphableModel(nn.Module):
                 module.training = training
         gap = (grown - host).abs()
         return {"max_abs": float(gap.max()), "mean_abs": float(gap.mean())}
+
+
+def _run_shadow(
+    model: Any, layer: SeededLayer, seed: int, args: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    kernel = layer.kernel(seed)
+    own = set() if kernel is None else {id(p) for p in kernel.parameters()}
+    tensors = {
+        name: p if id(p) in own else p.detach()
+        for name, p in model.named_parameters(remove_duplicate=False)
+    }
+    tensors |= {name: b.clone() for name, b in model.named_buffers(remove_duplicate=False)}
+    stopped = tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, (args, options))
+    # Layers that incubate and blend nothing have no kernels in their forward but here.
+    held = layer._runs
+    layer._shadowed, layer._runs = seed, tuple(c.kernel for c in layer._counters.values())
+    try:
+        with torch.random.fork_rng():
+            return torch.func.functional_call(model, tensors, *stopped)
+    finally:
+        layer._shadowed, layer._runs = None, held
 
 
 @cache
@@ -376,21 +442,26 @@ def wrap(
     names, left = select_sites(host, check_targets(target_layers))
     model: Any = _clone(host, copy)
     table = SeedTable(names, seeds_per_layer)
+    table.resolve = resolve
+    holders = [p for m in model.modules() for p in m.parameters(recurse=False)]
+    shared = {i for i, n in PyCounter(map(id, holders)).items() if n > 1}
     for row, name in enumerate(names):
         layer: Any = model.get_submodule(name)
         layer.__class__ = seeded_class(type(layer))
         layer._plant(table, row, kind, isolate)
         layer._fused = fused_hosts(model, name)
+        layer._tied = any(id(p) in shared for p in layer.parameters(recurse=False))
     model.__class__ = _morphable(type(model))
     model._esper_table = table
     model._esper_names = names
     model._esper_left = left
-    model._esper_resolve = _Shared(resolve)
     return model
 
 
-_PLANTED = ("_table", "_row", "blend", "isolate", "_runs", "_errors", "_host_weight", "_weights",
-            "_working", "_called", "_fused", "_hook")  # fmt: skip
+_PLANTED = (
+    *("_table", "_row", "blend", "isolate", "_runs", "_counters", "_blended", "_host_weight"),
+    *("_weights", "_called", "_fused", "_hook", "_tied", "_shadowed"),
+)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -406,7 +477,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     host: Any = _clone(model, False)
     layers: dict[str, Any] = host.kasmina_layers
     host.__class__ = _host_class(type(host))
-    for attribute in ("_esper_table", "_esper_names", "_esper_left", "_esper_resolve"):
+    for attribute in ("_esper_table", "_esper_names", "_esper_left"):
         delattr(host, attribute)
     for layer in layers.values():
         layer._runs = ()
