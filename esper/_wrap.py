@@ -144,15 +144,18 @@ def export_plain(model: Any) -> Any:
     """The trained network, kernels and all, as a model that needs no Esper to run.
 
     Affine kernels are folded into their hosts' weights; other grafted layers become plain
-    functions that carry their parameters. See `esper_adapters.equinox.export_plain`.
+    functions or modules that carry their parameters. See the face's own `export_plain`.
 
     Raises:
-        InputError: for a model that is not a wrapped jax model.
+        InputError, KasminaException: for a model that is not wrapped.
     """
+    if _is_torch(model):
+        from esper_adapters import pytorch
+
+        return pytorch.export_plain(model)
     face = _seeded_face(model)
     if face is None:
         raise InputError(
-            "esper.export_plain takes an Equinox or Flax NNX model that esper.wrap returned; got"
-            f" {type(model).__name__}"
+            f"esper.export_plain takes what esper.wrap returned; got {type(model).__name__}"
         )
     return face.export_plain(model)

@@ -30,6 +30,8 @@ from esper_adapters.pytorch._layer import (
     absorb_faults,
     advance_layers,
 )
+from esper_adapters.pytorch._optim import carry_optimizer
+from esper_adapters.pytorch._plain import export_plain
 from esper_adapters.pytorch._table import SeedTable
 from esper_adapters.pytorch._wrap import MorphableModel, unwrap, wrap
 
@@ -46,6 +48,8 @@ __all__ = [
     "TorchKernel",
     "absorb_faults",
     "advance_layers",
+    "carry_optimizer",
+    "export_plain",
     "kernel_from_function",
     "kernel_from_module",
     "unwrap",

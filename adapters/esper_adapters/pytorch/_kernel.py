@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from esper_functional import KernelMismatchError
 
+GONE = "_esper_gone"
+"""Set on the parameters of a kernel that was taken out of its layer, for optimisers."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TorchKernel:
@@ -25,6 +28,8 @@ class TorchKernel:
     output_shape: tuple[int, ...] | None = None
     dtype: str | None = None
     confidence: float = 0.5
+    module: nn.Module | None = None
+    """What it was made from, if that is a module; for `export_plain`."""
     route: str = "native"
     """How it runs: "torchscript" (an artifact's), "native" (torch's own operations)."""
 
@@ -49,7 +54,7 @@ class _Contain(torch.autograd.Function):
     """The identity, whose gradients are withheld where the kernel was not finite.
 
     To the input: for each example whose output or whose own gradient is not finite. To the
-    parameters: for the whole step if any output, or this gradient itself, was not.
+    parameters: for the whole step if any output was not, and number by number.
     """
 
     @staticmethod
@@ -69,12 +74,9 @@ class _Contain(torch.autograd.Function):
             row = finite.reshape(*finite.shape[:lead], *(1,) * (grads[0].dim() - lead))
             ok = row & _per_example(torch.isfinite(grads[0]), lead)
             d_x = torch.where(ok, grads[0], 0.0)
-        own = [g for g, wanted in zip(grads[1:], wants, strict=True) if wanted]
-        clean = finite.all()
-        for g in own:
-            clean = clean & torch.isfinite(g).all()
+        clean = finite.all() if any(wants) else finite
         d_params = (
-            torch.where(clean, g, 0.0) if wanted else None
+            torch.where(clean & torch.isfinite(g), g, 0.0) if wanted else None
             for g, wanted in zip(grads[1:], wants, strict=True)
         )
         return None, None, d_x, *d_params
@@ -97,6 +99,7 @@ class GraftedKernel(nn.Module):
         self.route = kernel.route
         self.example_rank = kernel.example_rank
         self.frozen = False
+        self._module = (kernel.module,)
         # Not a child module: a loaded program has no parameters of its own, and
         # registering it would put it in the way of `.to()` and `state_dict`.
         self._program = (kernel.program,)
@@ -105,6 +108,16 @@ class GraftedKernel(nn.Module):
             own = torch.as_tensor(value).detach().clone().to(device)
             trains = own.is_floating_point() or own.is_complex()
             self.register_parameter(name, nn.Parameter(own, requires_grad=trains))
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that the program was made from, with the parameters it had then."""
+        return self._module[0]
+
+    def leave(self) -> None:
+        """Mark the parameters as no longer a part of any model."""
+        for p in self.parameters():
+            setattr(p, GONE, True)
 
     def ordered_parameters(self) -> list[Tensor]:
         """The parameters in the order of the program's arguments."""
@@ -158,8 +171,8 @@ def kernel_from_module(
         )
 
     params = {name: p.detach() for name, p in module.named_parameters()}
-    return kernel_from_function(
-        program, params, kernel_id=kernel_id, example_rank=example_rank, confidence=confidence
+    return TorchKernel(
+        kernel_id, program, params, example_rank, confidence=confidence, module=module
     )
 
 

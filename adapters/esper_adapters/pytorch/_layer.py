@@ -114,6 +114,8 @@ class SeededLayer(nn.Module):
     """Whether another layer has its weights too."""
     _hook: Any = None
     """What keeps that path off while kernels run."""
+    _returns_several: bool | None = None
+    """Whether it returns more than a tensor; None until kernels have run on it."""
     _called: bool | None = None
     """Whether a forward pass has called it since it was last asked; None for new kernels."""
 
@@ -172,6 +174,7 @@ class SeededLayer(nn.Module):
     def _grafted(self, result: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:
         """What the layer returned, its kernels blended into the first tensor of it."""
         self._called = True
+        self._returns_several = isinstance(result, tuple | list) and bool(result)
         x = args[0] if args else options.get(type(self)._esper_input)
         several = isinstance(result, tuple | list) and bool(result)
         h: Any = result[0] if several else result
@@ -265,9 +268,7 @@ class SeededLayer(nn.Module):
         self._table.apply(event)
         if folded is not None:
             self._take_weights(*folded)
-            if (grafted := self.kernel(event.seed)) is not None:
-                delattr(self, f"kernel_{event.seed}")
-                del grafted
+            self._remove(event.seed)
         if event.kind is EventKind.ACTIVATE and kernel is not None:
             self.place(event.seed, kernel)
         self.refresh()
@@ -335,6 +336,12 @@ class SeededLayer(nn.Module):
         self.add_module(f"kernel_{seed}", grafted)
         return grafted
 
+    def _remove(self, seed: int) -> None:
+        kernel = self.kernel(seed)
+        if kernel is not None:
+            kernel.leave()
+            delattr(self, f"kernel_{seed}")
+
     def refresh(self) -> None:
         """Bring what forward reads up to the seed state, after the state has changed."""
         state, row = self._table.state, self._row
@@ -344,7 +351,7 @@ class SeededLayer(nn.Module):
             if kernel is None:
                 continue
             if stage in (SeedLifecycleState.DORMANT, SeedLifecycleState.LOADING):
-                delattr(self, f"kernel_{seed}")
+                self._remove(seed)
             elif stage is SeedLifecycleState.FOSSILIZED:
                 kernel.frozen = True
                 kernel.requires_grad_(False)
@@ -460,7 +467,7 @@ class SeededLayer(nn.Module):
             arrays[name][self._row] = row.cpu().numpy()
         for seed in range(self.num_seeds):
             if kernels.get(seed, 0) is not None and self.kernel(seed) is not None:
-                delattr(self, f"kernel_{seed}")
+                self._remove(seed)
         for seed, kernel in kernels.items():
             if kernel is not None:
                 self.place(seed, kernel)

@@ -460,7 +460,7 @@ def wrap(
 
 _PLANTED = (
     *("_table", "_row", "blend", "isolate", "_runs", "_counters", "_blended", "_host_weight"),
-    *("_weights", "_called", "_fused", "_hook", "_tied", "_shadowed"),
+    *("_weights", "_called", "_fused", "_hook", "_tied", "_shadowed", "_returns_several"),
 )
 
 

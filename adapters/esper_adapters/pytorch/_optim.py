@@ -1,0 +1,86 @@
+"""Optimisers of torch, along with the surgery of their models."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from esper_adapters.pytorch._kernel import GONE, GraftedKernel
+from esper_functional import KasminaException
+
+_REFUSED = ("LBFGS",)
+"""Optimisers that keep one state for all parameters together."""
+
+
+def grafted_kernels(model: nn.Module) -> list[GraftedKernel]:
+    """The kernels of a model, in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, GraftedKernel)]
+
+
+def carry_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, **options: Any
+) -> torch.optim.Optimizer:
+    """Fit an optimiser to what grafts, unloads, fossils, folds and failures made of its model.
+
+    In place: parameters of new kernels join in a group of their own, with the optimiser's
+    defaults and no state yet; those of kernels that are gone or frozen leave it, with their
+    state. Nobody else's state, group or learning rate is touched.
+
+    Args:
+        optimizer: any of `torch.optim` that keeps its state by parameter.
+        model: as it is now.
+        options: of the new group, such as `lr`, where they are not the optimiser's defaults.
+
+    Returns:
+        The optimiser itself.
+
+    Raises:
+        KasminaException: for an optimiser that keeps one state for all parameters together.
+    """
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in _REFUSED:
+            raise KasminaException(
+                f"carry_optimizer: {kind.__name__} keeps one state for all parameters together,"
+                " which cannot be carried over: make a new one"
+            )
+    own = [p for kernel in grafted_kernels(model) for p in kernel.parameters()]
+    leaving = {id(p) for p in own if not p.requires_grad}
+    for group in optimizer.param_groups:
+        kept = []
+        for p in group["params"]:
+            if id(p) in leaving or getattr(p, GONE, False):
+                optimizer.state.pop(p, None)
+            else:
+                kept.append(p)
+        if len(kept) != len(group["params"]):
+            _keep(group, kept)
+    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    joining = [p for p in own if p.requires_grad and id(p) not in known]
+    if joining:
+        _join(optimizer, model, joining, options)
+    return optimizer
+
+
+def _keep(group: dict[str, Any], kept: list[nn.Parameter]) -> None:
+    names = group.get("param_names")
+    if names is not None:
+        staying = {id(p) for p in kept}
+        pairs = zip(names, group["params"], strict=True)
+        group["param_names"] = [name for name, p in pairs if id(p) in staying]
+    group["params"] = kept
+
+
+def _join(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    params: Iterable[nn.Parameter],
+    options: dict[str, Any],
+) -> None:
+    """A new group; named where the others are, as torch asks for."""
+    group: dict[str, Any] = {"params": list(params), **options}
+    if any("param_names" in own for own in optimizer.param_groups):
+        names = {id(p): name for name, p in model.named_parameters()}
+        group["params"] = [(names[id(p)], p) for p in group["params"]]
+    optimizer.add_param_group(group)
