@@ -9,10 +9,20 @@ from esper_functional import SeedLifecycleError, SeedLifecycleState
 if TYPE_CHECKING:
     from esper.execution._compile_counter import count_compilations
     from esper.execution._programs import PlannedPrograms
-    from esper_adapters.pytorch import KasminaLayer
+    from esper_adapters.pytorch import (
+        KasminaAttentionLayer,
+        KasminaBatchNormLayer,
+        KasminaConv2dLayer,
+        KasminaLayer,
+        KasminaLayerNormLayer,
+    )
 
 __all__ = [
+    "KasminaAttentionLayer",
+    "KasminaBatchNormLayer",
+    "KasminaConv2dLayer",
     "KasminaLayer",
+    "KasminaLayerNormLayer",
     "KernelCompilationError",
     "PlannedPrograms",
     "SeedLifecycleError",
@@ -25,10 +35,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # torch is imported by those who ask for a torch layer.
-    if name == "KasminaLayer":
-        from esper_adapters.pytorch import KasminaLayer
+    if name.startswith("Kasmina") and name in __all__:
+        from esper_adapters import pytorch
 
-        return KasminaLayer
+        return getattr(pytorch, name)
     if name == "PlannedPrograms":
         from esper.execution._programs import PlannedPrograms
 
