@@ -67,6 +67,7 @@ from esper_functional._fold import (
     fold_linear,
 )
 from esper_functional._health import (
+    DEAD_BELOW,
     STATISTICS,
     HealthStatistics,
     activation_variance,
@@ -163,6 +164,7 @@ from esper_functional._transition import (
     advance,
     incubate,
     observe_health,
+    observe_latency,
     record_error,
     record_errors,
     record_success,
@@ -174,6 +176,7 @@ from esper_functional._transition import (
 
 __all__ = [
     "BLENDS",
+    "DEAD_BELOW",
     "EMA_FACTOR",
     "FAILURES_TO_RECOVERY",
     "LEGAL",
@@ -278,6 +281,7 @@ __all__ = [
     "measure_health",
     "mix",
     "observe_health",
+    "observe_latency",
     "observe_statistics",
     "plan",
     "put_kernel",

@@ -22,6 +22,7 @@ from esper_functional._transition import (
     advance,
     incubate,
     observe_health,
+    observe_latency,
     record_errors,
     release,
     set_alpha,
@@ -55,10 +56,14 @@ class EventKind(StrEnum):
     """The count of consecutive failures became value."""
     HEALTH = "health"
     """A health score, value, was observed."""
+    LATENCY = "latency"
+    """An execution time of value µs was observed."""
     INCUBATE = "incubate"
     """An ACTIVE seed at alpha 0 began to train in a shadow of the forward pass."""
     FOLD = "fold"
     """The kernel was folded into the host's weights, and its slot freed."""
+    UNCALLED = "uncalled"
+    """The kernel runs, and forward passes went by its layer: told, and nothing is changed."""
 
 
 def event_kind(kind: Any) -> EventKind:
@@ -119,8 +124,13 @@ _RANGES: dict[EventKind, Callable[[float], bool]] = {
     EventKind.RAMP: lambda value: 0.0 <= value <= 1.0,
     EventKind.ERRORS: lambda value: value >= 0 and value == int(value),
     EventKind.HEALTH: lambda value: 0.0 <= value <= 1.0,
+    EventKind.LATENCY: lambda value: value >= 0.0,
 }
 """For each kind that has a value: which are allowed."""
+
+
+_OF_RUNNING = {EventKind.ERRORS, EventKind.HEALTH, EventKind.LATENCY, EventKind.UNCALLED}
+"""The kinds that concern seeds whose kernels run, and no others."""
 
 
 _RULES: dict[EventKind, str] = {
@@ -130,6 +140,8 @@ _RULES: dict[EventKind, str] = {
     EventKind.RAMP: "alpha takes values in [0, 1], while ACTIVE, and a ramp at least 1 step",
     EventKind.ERRORS: "failures are counted from 0, of seeds that run",
     EventKind.HEALTH: "health takes values in [0, 1], of seeds that run",
+    EventKind.LATENCY: "latency is counted in µs from 0, of seeds that run",
+    EventKind.UNCALLED: "forward passes can go by seeds that run alone",
     EventKind.INCUBATE: "a seed incubates while ACTIVE at alpha 0, with no ramp under way",
 }
 """What else a kind asks for."""
@@ -188,7 +200,7 @@ def apply_event(state: SeedState, event: Event, *, layers: Any = None) -> SeedSt
     if allowed is not None and not (math.isfinite(event.value) and allowed(event.value)):
         raise _refusal(state, event, layers)
     runs = bool(running(state)[event.layer, event.seed])
-    if event.kind in (EventKind.ERRORS, EventKind.HEALTH) and not runs:
+    if event.kind in _OF_RUNNING and not runs:
         raise _refusal(state, event, layers)
     if event.kind in _TARGETS:
         target, sources = _TARGETS[event.kind]
@@ -212,6 +224,8 @@ def apply_event(state: SeedState, event: Event, *, layers: Any = None) -> SeedSt
         EventKind.RAMP: lambda: done(start_ramp(state, where, event.value, event.span, **at)),
         EventKind.ERRORS: lambda: record_errors(state, where, int(event.value), **at),
         EventKind.HEALTH: lambda: observe_health(state, where, event.value, **at),
+        EventKind.LATENCY: lambda: observe_latency(state, where, event.value),
+        EventKind.UNCALLED: lambda: state,
         EventKind.INCUBATE: lambda: done(incubate(state, where, **at)),
         EventKind.FOLD: lambda: done(folded()),
     }

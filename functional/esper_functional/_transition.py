@@ -317,7 +317,18 @@ def observe_health(
         "health": moving_average(state.health, score, hit),
         "last_update": xp.where(hit, xp.asarray(step, dtype=xp.int32), state.last_update),
     }
-    if latency is not None:
-        time = column(latency)
-        changes["latency"] = moving_average(state.latency, time, where & xp.isfinite(time))
-    return state.replace(**changes)
+    observed = state.replace(**changes)
+    return observed if latency is None else observe_latency(observed, where, latency)
+
+
+def observe_latency(
+    state: SeedState, where: Bool[Array, "*axes"], latency: float | Float32[Array, "*axes"]
+) -> SeedState:
+    """Take an execution time in µs of running seeds into their averages.
+
+    As `observe_health` does; `last_update`, which no clock may move, stays as it is.
+    """
+    xp = namespace(state.stage, where, latency)
+    time = xp.broadcast_to(xp.asarray(latency, dtype=xp.float32), state.shape)
+    hit = where & running(state) & xp.isfinite(time)
+    return state.replace(latency=moving_average(state.latency, time, hit))

@@ -24,6 +24,7 @@ from esper_adapters.pytorch import (
 from esper_adapters.pytorch._sites import check_targets
 from esper_functional import (
     BLENDS,
+    EventKind,
     KasminaException,
     KernelMismatchError,
     SeedIndexError,
@@ -240,8 +241,12 @@ def test_kernels_that_no_forward_pass_calls_are_warned_of():
     load(model, kernel_from_module(nn.Linear(4, 4)), alpha=0.5)
     assert model.absorb() == []
     model(torch.randn(2, 4)).sum().backward()
+    heard = []
+    model.seed_table.listeners.append(heard.append)
     with pytest.warns(UncalledSiteWarning, match=r"kernels run in layers \['layer'\], and no"):
-        model.absorb()
+        events = model.absorb(step=7)
+    assert [(e.kind, e.layer, e.seed, e.step) for e in events] == [(EventKind.UNCALLED, 0, 0, 7)]
+    assert heard == events
 
 
 def test_kernels_of_indices_sit_on_embeddings():

@@ -71,6 +71,7 @@ def test_the_stats_count_layers_seeds_and_parameters():
         },
         "host_parameters": 3 * 5 + 5 + 5 * 5 + 5,
         "kernel_parameters": 2 * sum(p.size for p in artifact().params.values()),
+        "kernels_by_route": {"torchscript": 2},
     }
 
 

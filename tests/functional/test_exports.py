@@ -26,6 +26,7 @@ PROMISED = {
 
 FULL = [
     "BLENDS",
+    "DEAD_BELOW",
     "EMA_FACTOR",
     "FAILURES_TO_RECOVERY",
     "LEGAL",
@@ -130,6 +131,7 @@ FULL = [
     "measure_health",
     "mix",
     "observe_health",
+    "observe_latency",
     "observe_statistics",
     "plan",
     "put_kernel",

@@ -22,6 +22,7 @@ from esper_functional import (
     incubate,
     init_seeds,
     observe_health,
+    observe_latency,
     record_errors,
     release,
     set_alpha,
@@ -55,6 +56,8 @@ MAY_HAPPEN = {
     K.FOLD: {S.ACTIVE, S.FOSSILIZED},
     K.ERRORS: {S.ACTIVE, S.FOSSILIZED},
     K.HEALTH: {S.ACTIVE, S.FOSSILIZED},
+    K.LATENCY: {S.ACTIVE, S.FOSSILIZED},
+    K.UNCALLED: {S.ACTIVE, S.FOSSILIZED},
 }
 """For each kind of event the stages in which it is not refused."""
 
@@ -73,6 +76,7 @@ AFTERWARDS = {
 ALSO_MOVES = {(K.ERRORS, S.ACTIVE): S.ERROR_RECOVERY, (K.FOLD, S.ACTIVE): S.DORMANT}
 
 VALUE = {K.ERRORS: 3.0, K.LOAD: 2.0, K.HEALTH: 0.5, K.ACTIVATE: 0.25, K.ALPHA: 0.5, K.RAMP: 1.0}
+VALUE |= {K.LATENCY: 100.0}
 
 
 def at_every_stage() -> SeedState:
@@ -100,6 +104,8 @@ FUNCTIONS = {
     K.FOLD: lambda s, w: release(s, w, step=9),
     K.ERRORS: lambda s, w: record_errors(s, w, 3, step=9),
     K.HEALTH: lambda s, w: observe_health(s, w, 0.5, step=9),
+    K.LATENCY: lambda s, w: observe_latency(s, w, 100.0),
+    K.UNCALLED: lambda s, w: s,
 }
 """What does the work of each kind; of FOLD, the fossils' part."""
 
@@ -159,9 +165,12 @@ def test_what_does_the_work_of_each_kind_agrees_on_jitted_jax(kind):
     assert_bitwise(jax.tree.map(np.asarray, theirs), ours)
     if not isinstance(ours, Outcome):
         # These pass over what does not run.
-        pairs = ((ours.error_count, state.error_count), (ours.last_update, state.last_update))
-        changed = np.any([now != before for now, before in pairs], axis=0)[0]
-        assert {stage for stage in S if changed[stage]} == MAY_HAPPEN[kind]
+        fields = ("error_count", "last_update", "latency")
+        pairs = [(getattr(ours, name), getattr(state, name)) for name in fields]
+        same = [(now == before) | (np.isnan(now) & np.isnan(before)) for now, before in pairs]
+        changed = ~np.all(same, axis=0)[0]
+        expected = set() if kind is K.UNCALLED else MAY_HAPPEN[kind]
+        assert {stage for stage in S if changed[stage]} == expected
         return
     allowed = {stage for stage in S if not ours.refused[0, stage]}
     if kind in AFTERWARDS:

@@ -14,34 +14,37 @@ if torch.cuda.is_available() and "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.envir
         " XLA_PYTHON_CLIENT_PREALLOCATE yourself to decide otherwise"
     )
 
-from esper_adapters.pytorch._kernel import (
-    GraftedKernel,
-    TorchKernel,
-    kernel_from_function,
-    kernel_from_module,
-)
-from esper_adapters.pytorch._layer import (
+from esper_adapters.pytorch._family import (
     KasminaAttentionLayer,
     KasminaBatchNormLayer,
     KasminaConv2dLayer,
     KasminaLayer,
     KasminaLayerNormLayer,
-    SeededLayer,
-    absorb_faults,
-    advance_layers,
 )
+from esper_adapters.pytorch._grafted import GraftedKernel
+from esper_adapters.pytorch._health import HealthSample, measure_outputs
+from esper_adapters.pytorch._kernel import (
+    TorchKernel,
+    kernel_from_function,
+    kernel_from_module,
+)
+from esper_adapters.pytorch._layer import SeededLayer, absorb_faults, advance_layers
+from esper_adapters.pytorch._layout import KasminaStateLayout
+from esper_adapters.pytorch._model import MorphableModel
 from esper_adapters.pytorch._optim import carry_optimizer
 from esper_adapters.pytorch._plain import export_plain
 from esper_adapters.pytorch._table import SeedTable
-from esper_adapters.pytorch._wrap import MorphableModel, unwrap, wrap
+from esper_adapters.pytorch._wrap import unwrap, wrap
 
 __all__ = [
     "GraftedKernel",
+    "HealthSample",
     "KasminaAttentionLayer",
     "KasminaBatchNormLayer",
     "KasminaConv2dLayer",
     "KasminaLayer",
     "KasminaLayerNormLayer",
+    "KasminaStateLayout",
     "MorphableModel",
     "SeedTable",
     "SeededLayer",
@@ -52,6 +55,7 @@ __all__ = [
     "export_plain",
     "kernel_from_function",
     "kernel_from_module",
+    "measure_outputs",
     "unwrap",
     "wrap",
 ]

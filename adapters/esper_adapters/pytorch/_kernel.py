@@ -1,4 +1,4 @@
-"""A kernel in torch: a program over explicit parameters, and its place in a module."""
+"""A kernel in torch: a program over explicit parameters, and what layers it fits."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,9 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from esper_functional import KernelMismatchError
-
-GONE = "_esper_gone"
-"""Set on the parameters of a kernel that was taken out of its layer, for optimisers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,113 +28,12 @@ class TorchKernel:
     module: nn.Module | None = None
     """What it was made from, if that is a module; for `export_plain`."""
     route: str = "native"
-    """How it runs: "torchscript" (an artifact's), "native" (torch's own operations)."""
+    """How it runs: "torchscript" (an artifact's), "native" (torch's own operations), "bridge" (a
+    program of jax)."""
 
 
-class _Gate:
-    """Carries a kernel's verdict from its forward pass to its backward pass."""
-
-    finite: Tensor
-
-
-def _per_example(ok: Tensor, lead: int) -> Tensor:
-    """Which examples are True throughout: `[*lead, 1, ...]`, broadcasts against `ok`."""
-    inner = ok.dim() - lead
-    if inner == 0:
-        return ok
-    if inner == 1:
-        return ok.all(-1, keepdim=True)
-    return ok.flatten(lead).all(-1).view(*ok.shape[:lead], *(1,) * inner)
-
-
-class _Contain(torch.autograd.Function):
-    """The identity, whose gradients are withheld where the kernel was not finite.
-
-    To the input: for each example whose output or whose own gradient is not finite. To the
-    parameters: for the whole step if any output was not, and number by number.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gate: _Gate, lead: int, x: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
-        ctx.gate, ctx.lead = gate, lead
-        own = x.view_as(x)
-        if not x.is_floating_point():
-            ctx.mark_non_differentiable(own)
-        return own, *(p.view_as(p) for p in params)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        finite, lead = ctx.gate.finite, ctx.lead
-        _, _, wants_x, *wants = ctx.needs_input_grad
-        d_x = None
-        if wants_x:
-            row = finite.reshape(*finite.shape[:lead], *(1,) * (grads[0].dim() - lead))
-            ok = row & _per_example(torch.isfinite(grads[0]), lead)
-            d_x = torch.where(ok, grads[0], 0.0)
-        clean = finite.all() if any(wants) else finite
-        d_params = (
-            torch.where(clean & torch.isfinite(g), g, 0.0) if wanted else None
-            for g, wanted in zip(grads[1:], wants, strict=True)
-        )
-        return None, None, d_x, *d_params
-
-
-def _attribute_names(names: list[str]) -> tuple[str, ...]:
-    """Names that a module can register: no dots, all different."""
-    plain = [name.replace(".", "_") for name in names]
-    if len(set(plain)) == len(plain):
-        return tuple(plain)
-    return tuple(f"{name}_{i}" for i, name in enumerate(plain))
-
-
-class GraftedKernel(nn.Module):
-    """The parameters of one kernel, registered where they train and are saved."""
-
-    def __init__(self, kernel: TorchKernel, device: torch.device) -> None:
-        super().__init__()
-        self.kernel_id = kernel.kernel_id
-        self.route = kernel.route
-        self.example_rank = kernel.example_rank
-        self.frozen = False
-        self._module = (kernel.module,)
-        # Not a child module: a loaded program has no parameters of its own, and
-        # registering it would put it in the way of `.to()` and `state_dict`.
-        self._program = (kernel.program,)
-        self._names = _attribute_names(list(kernel.params))
-        for name, value in zip(self._names, kernel.params.values(), strict=True):
-            own = torch.as_tensor(value).detach().clone().to(device)
-            trains = own.is_floating_point() or own.is_complex()
-            self.register_parameter(name, nn.Parameter(own, requires_grad=trains))
-
-    @property
-    def module(self) -> nn.Module | None:
-        """The module that the program was made from, with the parameters it had then."""
-        return self._module[0]
-
-    def leave(self) -> None:
-        """Mark the parameters as no longer a part of any model."""
-        for p in self.parameters():
-            setattr(p, GONE, True)
-
-    def ordered_parameters(self) -> list[Tensor]:
-        """The parameters in the order of the program's arguments."""
-        # By attribute: under `torch.func.functional_call` they are plain tensors.
-        return [getattr(self, name) for name in self._names]
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, `[*batch, *out]`, and whether each example is finite, `[*batch, 1, ...]`."""
-        params = self.ordered_parameters()
-        if self.frozen:
-            params = [p.detach() for p in params]
-        lead = x.dim() - self.example_rank
-        if torch.is_grad_enabled():
-            gate = _Gate()
-            x, *params = _Contain.apply(gate, lead, x, *params)
-            k = self._program[0](*params, x)
-            gate.finite = _per_example(torch.isfinite(k), lead)
-            return k, gate.finite
-        k = self._program[0](*params, x)
-        return k, _per_example(torch.isfinite(k), lead)
+Resolve = Callable[[str], TorchKernel]
+"""Finds a kernel by its id; raises LookupError where there is none."""
 
 
 def kernel_from_function(
@@ -161,50 +57,119 @@ def kernel_from_module(
 
     The module runs in the mode that it is in.
     """
-    names = [name for name, _ in module.named_parameters()]
-    buffers = dict(module.named_buffers())
-
-    def program(*args: Tensor) -> Tensor:
-        *own, x = args
-        return torch.func.functional_call(
-            module, {**buffers, **dict(zip(names, own, strict=True))}, (x,)
-        )
-
     params = {name: p.detach() for name, p in module.named_parameters()}
     return TorchKernel(
-        kernel_id, program, params, example_rank, confidence=confidence, module=module
+        kernel_id,
+        _ModuleProgram(module),
+        params,
+        example_rank,
+        confidence=confidence,
+        module=module,
     )
 
 
-def check_torch_kernel(kernel: TorchKernel, expected: "LayerShapes", where: str) -> None:
-    """Refuse a kernel whose structure does not fit, before the layer is touched.
+class _ModuleProgram:
+    """A module as a function of its parameters."""
 
-    Raises:
-        KernelMismatchError: with what was expected and what was found.
-    """
-    wanted = (expected.inputs, expected.outputs, expected.dtype)
-    given = (kernel.input_shape, kernel.output_shape, kernel.dtype)
-    clash = any(
-        w is not None and g is not None and w != g for w, g in zip(wanted, given, strict=True)
-    )
-    if clash:
-        raise KernelMismatchError(
-            f"kernel {kernel.kernel_id[:12]} does not fit {where}: expected {_signature(*wanted)},"
-            f" found {_signature(*given)}. Choose a kernel compiled for this signature."
-        )
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._names = [name for name, _ in module.named_parameters()]
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        *own, x = args
+        params = dict(zip(self._names, own, strict=True))
+        return torch.func.functional_call(self._module, params, (x,))
 
 
-def _signature(inputs: Any, outputs: Any, dtype: str | None) -> str:
-    def shape(sizes: Any) -> str:
-        return "any" if sizes is None else "x".join(map(str, sizes))
-
-    return f"{shape(inputs)}->{shape(outputs)} {dtype or 'any dtype'}"
+Shape = tuple[int | None, ...]
+"""Of one example; None for a size that only a call tells."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerShapes:
     """What is known of a layer's examples; None for what only a call tells."""
 
-    inputs: tuple[int, ...] | None = None
-    outputs: tuple[int, ...] | None = None
+    inputs: Shape | None = None
+    outputs: Shape | None = None
     dtype: str | None = None
+    device: torch.device | None = None
+
+
+def check_torch_kernel(kernel: TorchKernel, expected: LayerShapes, where: str) -> None:
+    """Refuse a kernel whose structure does not fit, before the layer is touched.
+
+    A kernel that does not say its shapes is run once on zeros, where the layer's are known.
+
+    Raises:
+        KernelMismatchError: with what was expected and what was found.
+    """
+    kernel_name = f"kernel {kernel.kernel_id[:12] or 'without an id'}"
+    wanted = (expected.inputs, expected.outputs, expected.dtype)
+    given = (kernel.input_shape, kernel.output_shape, kernel.dtype or _dtype(kernel))
+    same_dtype = wanted[2] is None or given[2] is None or wanted[2] == given[2]
+    if not (_fits(wanted[0], given[0]) and _fits(wanted[1], given[1]) and same_dtype):
+        raise KernelMismatchError(
+            f"{kernel_name} does not fit {where}: expected {_signature(*wanted)}, found"
+            f" {_signature(*given)}. Choose a kernel compiled for this signature."
+        )
+    tensors = [] if kernel.module is None else list(kernel.module.buffers())
+    elsewhere = {str(t.device) for t in tensors if expected.device not in (None, t.device)}
+    if elsewhere:
+        raise KernelMismatchError(
+            f"{kernel_name} does not fit {where}: the layer is on {expected.device}, and buffers"
+            f" of the kernel's module on {', '.join(sorted(elsewhere))}. Move the module there"
+            " first; its parameters come along by themselves"
+        )
+    if kernel.input_shape is None:
+        _try(kernel, expected, f"{kernel_name} does not fit {where}")
+
+
+def _try(kernel: TorchKernel, expected: LayerShapes, what: str) -> None:
+    """Run a kernel that has not said its shapes on a layer that has."""
+    inputs, outputs = expected.inputs, expected.outputs
+    dtype, device = expected.dtype, expected.device
+    if inputs is None or outputs is None or dtype is None or device is None:
+        return
+    sizes = [size for size in inputs if size is not None]
+    unknown = len(sizes) < len(inputs) or None in outputs or device.type == "meta"
+    if unknown or kernel.example_rank < len(inputs):
+        return
+    lead = (2,) * (kernel.example_rank - len(inputs) + 1)
+    x = torch.zeros(*lead, *sizes, dtype=getattr(torch, dtype), device=device)
+    params = [torch.as_tensor(p).detach().to(device) for p in kernel.params.values()]
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            k = kernel.program(*params, x)
+        found = f"it returned {str(k.dtype).removeprefix('torch.')}{list(k.shape)}"
+        fits = tuple(k.shape) == (*lead, *outputs) and found.startswith(f"it returned {dtype}[")
+    except Exception as error:  # whatever a user's own function raises
+        fits, found = False, f"it raised {type(error).__name__}: {error}"
+    if not fits:
+        raise KernelMismatchError(
+            f"{what}: for zeros of {dtype}{[*lead, *sizes]} it should return"
+            f" {dtype}{[*lead, *outputs]}, and {found}"
+        )
+
+
+def _fits(wanted: Shape | None, given: Shape | None) -> bool:
+    if wanted is None or given is None:
+        return True
+    pairs = zip(wanted, given, strict=False)
+    return len(wanted) == len(given) and all(None in pair or pair[0] == pair[1] for pair in pairs)
+
+
+def _dtype(kernel: TorchKernel) -> str | None:
+    """Of its floating-point parameters, where they have one."""
+    params = [torch.as_tensor(p) for p in kernel.params.values()]
+    kinds = {p.dtype for p in params if p.is_floating_point()}
+    return str(kinds.pop()).removeprefix("torch.") if len(kinds) == 1 else None
+
+
+def _signature(inputs: Any, outputs: Any, dtype: str | None) -> str:
+    def shape(sizes: Any) -> str:
+        if sizes is None:
+            return "any"
+        return "x".join("any" if size is None else str(size) for size in sizes)
+
+    return f"{shape(inputs)}->{shape(outputs)} {dtype or 'any dtype'}"

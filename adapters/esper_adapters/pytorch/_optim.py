@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from esper_adapters.pytorch._kernel import GONE, GraftedKernel
+from esper_adapters.pytorch._grafted import GONE, GraftedKernel
 from esper_functional import KasminaException
 
 _REFUSED = ("LBFGS",)

@@ -9,14 +9,14 @@ import inspect
 import operator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
-from esper_adapters.pytorch._kernel import GraftedKernel
-from esper_adapters.pytorch._layer import SeededLayer
-from esper_adapters.pytorch._wrap import MorphableModel, unwrap
-from esper_functional import FoldError, KasminaException, blend_weights, running
+from esper_adapters.pytorch._grafted import GraftedKernel
+from esper_adapters.pytorch._layer import Live, SeededLayer
+from esper_adapters.pytorch._model import MorphableModel
+from esper_adapters.pytorch._wrap import unwrap
+from esper_functional import FoldError, KasminaException
 
 
 def export_plain(model: nn.Module) -> nn.Module:
@@ -41,12 +41,16 @@ def export_plain(model: nn.Module) -> nn.Module:
     for layer in grown.kasmina_layers.values():
         for seed in layer.incubating:
             SeededLayer.unload_kernel_sync(layer, seed)
-        for seed in list(layer._counters):
+        for seed in layer.running:
             try:
                 SeededLayer.fold(layer, seed)
             except FoldError:
                 continue
-    blends = {name: _Blend(layer) for name, layer in grown.kasmina_layers.items() if layer._runs}
+    blends = {
+        name: _Blend(layer, live)
+        for name, layer in grown.kasmina_layers.items()
+        if (live := layer._live) is not None
+    }
     host = unwrap(grown)
     for name, blend in sorted(blends.items(), key=lambda item: -item[0].count(".")):
         plain = blend.graph_module(host.get_submodule(name))
@@ -60,21 +64,18 @@ def export_plain(model: nn.Module) -> nn.Module:
 class _Blend:
     """One layer's blend, written as a graph."""
 
-    def __init__(self, layer: SeededLayer) -> None:
+    def __init__(self, layer: SeededLayer, live: Live) -> None:
         if layer._returns_several is None:
             raise KasminaException(
                 f"export_plain: it is not known what layer {layer.layer_name!r} returns: call the"
                 " model once, while its kernels run"
             )
-        state, row = layer.seeds, layer.row
-        own = np.asarray(running(state) & ~state.incubating)[row]
-        host, weights = blend_weights(layer.blend, np.asarray(state.alpha)[row], own)
-        self._host_weight, self._weights = float(host), [float(w) for w in weights[own]]
-        self._kernels = [_plain_kernel(kernel) for kernel in layer._runs]
-        self._ranks = [kernel.example_rank for kernel in layer._runs]
+        self._host_weight = float(live.host_weight)
+        self._weights = [float(weight) for weight in live.weights]
+        self._kernels = [_plain_kernel(kernel) for kernel in live.kernels]
+        self._ranks = [kernel.example_rank for kernel in live.kernels]
         self._blend = layer.blend
         self._several = layer._returns_several
-        self._input = type(layer)._esper_input
         self._signature = inspect.signature(type(layer)._esper_base.forward)
 
     def graph_module(self, host: nn.Module) -> fx.GraphModule:
@@ -91,12 +92,7 @@ class _Blend:
                     f"export_plain: a layer of class {type(host).__name__} takes arguments without"
                     " names, and a graph has none: unload its kernels"
                 )
-            default = () if parameter.default is parameter.empty else (parameter.default,)
-            node = (
-                graph.placeholder(name, default_value=default[0])
-                if default
-                else (graph.placeholder(name))
-            )
+            node = graph.placeholder(name, default_value=parameter.default)
             if kind is parameter.KEYWORD_ONLY:
                 options[name] = node
             else:
@@ -143,7 +139,7 @@ def _plain_kernel(kernel: GraftedKernel) -> nn.Module:
                 p.copy_(getattr(kernel, name))
                 p.requires_grad_(not kernel.frozen)
         return inner
-    program = kernel._program[0]
+    program = kernel.program
     if not isinstance(program, nn.Module):
         return _traced(kernel, program)
     root, graph = nn.Module(), fx.Graph()

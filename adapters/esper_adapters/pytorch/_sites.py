@@ -1,6 +1,7 @@
 """Which layers of a torch model can carry seeds, and which its host would pass by."""
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -82,7 +83,19 @@ def _unfit(module: nn.Module) -> str | None:
         return "is compiled TorchScript, whose class cannot be another"
     if type(module).forward is nn.Module.forward:
         return "has no forward of its own: its host calls what is in it"
+    if "forward" in vars(module):
+        return "has a forward of its own beside its class's, which goes by seeds"
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    if code is not None and _OF_CHILDREN & set(code.co_names):
+        return (
+            "goes through all its children when it is called, and kernels would be among them:"
+            " wrap the layers in it"
+        )
     return None
+
+
+_OF_CHILDREN = {"children", "named_children", "_modules", "modules", "named_modules"}
+"""By these names a forward reaches whatever its module holds."""
 
 
 def _passed_by(host: nn.Module) -> dict[str, str]:

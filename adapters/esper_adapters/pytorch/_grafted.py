@@ -1,0 +1,153 @@
+"""A kernel in its place: parameters that are registered, and what is counted of it."""
+
+import copy
+import dataclasses
+import io
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper_adapters.pytorch._containment import Verdict, in_transform, run_contained
+from esper_adapters.pytorch._kernel import TorchKernel
+from esper_functional import FAILURES_TO_RECOVERY
+
+GONE = "_esper_gone"
+"""Set on the parameters of a kernel that was taken out of its layer, for optimisers."""
+
+
+def _attribute_names(names: list[str]) -> tuple[str, ...]:
+    """Names that a module can register: no dots, all different."""
+    plain = [name.replace(".", "_") for name in names]
+    if len(set(plain)) == len(plain):
+        return tuple(plain)
+    return tuple(f"{name}_{i}" for i, name in enumerate(plain))
+
+
+class GraftedKernel(nn.Module):
+    """The parameters of one kernel, registered where they train and are saved.
+
+    What is counted lies on the device, in buffers that no state_dict holds: the seeds' state has
+    it when failures are absorbed.
+    """
+
+    errors: Tensor
+    """i32: consecutive failures."""
+    working: Tensor
+    """bool: fewer than three."""
+
+    def __init__(self, kernel: TorchKernel, device: torch.device, errors: int = 0) -> None:
+        super().__init__()
+        self.kernel_id = kernel.kernel_id
+        self.route = kernel.route
+        self.example_rank = kernel.example_rank
+        self.frozen = False
+        self._module = (kernel.module,)
+        # Not a child module: a loaded program has no parameters of its own, and
+        # registering it would put it in the way of `.to()` and `state_dict`.
+        self._program = (kernel.program,)
+        self.param_names = tuple(kernel.params)
+        """The parameters' names in the kernel's own world, in the order of arguments."""
+        self._names = _attribute_names(list(kernel.params))
+        for name, value in zip(self._names, kernel.params.values(), strict=True):
+            own = torch.as_tensor(value).detach().clone().to(device)
+            trains = own.is_floating_point() or own.is_complex()
+            self.register_parameter(name, nn.Parameter(own, requires_grad=trains))
+        counted = torch.zeros((), dtype=torch.int32, device=device)
+        self.register_buffer("errors", counted, persistent=False)
+        self.register_buffer("working", counted == 0, persistent=False)
+        self.set_errors(errors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_program": (_written(self._program[0]),)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__setstate__(self, state)
+        self._program = (_read(self._program[0]),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GraftedKernel":
+        twin = GraftedKernel.__new__(GraftedKernel)
+        memo[id(self)] = twin
+        # A program changes nothing, and may be shared.
+        shared = {"_program": self._program, "_module": self._module}
+        own = {name: value for name, value in self.__dict__.items() if name not in shared}
+        twin.__dict__.update(copy.deepcopy(own, memo), **shared)
+        return twin
+
+    @property
+    def program(self) -> Any:
+        """`program(*params, x)`, over a batch."""
+        return self._program[0]
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that the program was made from, with the parameters it had then."""
+        return self._module[0]
+
+    def leave(self) -> None:
+        """Mark the parameters as no longer a part of any model."""
+        for p in self.parameters():
+            setattr(p, GONE, True)
+
+    def ordered_parameters(self) -> list[Tensor]:
+        """The parameters in the order of the program's arguments."""
+        # By attribute: under `torch.func.functional_call` they are plain tensors.
+        return [getattr(self, name) for name in self._names]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Verdict]:
+        """The output, `[*batch, *out]`, and which examples are finite."""
+        params = self.ordered_parameters()
+        if self.frozen:
+            params = [p.detach() for p in params]
+        return run_contained(self._program[0], params, x, self.example_rank)
+
+    def set_errors(self, count: int) -> None:
+        """Set the consecutive failures."""
+        self.errors.fill_(count)
+        self.working.fill_(count < FAILURES_TO_RECOVERY)
+
+    def judge(self, finite: Verdict, counted: bool) -> Verdict:
+        """Which examples are blended, after a call; counts it as a step where asked to.
+
+        No forward pass waits for a device: what is looked at here lies on a CPU, where alone a
+        verdict is None.
+        """
+        if finite is None and not self.errors.item():
+            return None
+        # A copy: counting changes the flag in place, and the select's gradient needs it.
+        ok = self.working.clone() if finite is None else finite & self.working
+        if counted and not _is_repeated():
+            errors = self.errors * 0 if finite is None else (self.errors + 1) * ~finite.all()
+            self.errors.copy_(torch.where(self.working, errors, self.errors))
+            self.working.copy_(self.errors < FAILURES_TO_RECOVERY)
+        return ok
+
+
+def _is_repeated() -> bool:
+    """Whether a call is no step of its own.
+
+    A backward pass computes calls again where activations were checkpointed; and what torch.func
+    transforms may leave nothing by the side.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._current_graph_task_id() != -1 or in_transform()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Archive:
+    """TorchScript as bytes: a loaded module cannot be pickled."""
+
+    data: bytes
+
+
+def _written(program: Any) -> Any:
+    if not isinstance(program, torch.jit.ScriptModule):
+        return program
+    buffer = io.BytesIO()
+    torch.jit.save(program, buffer)
+    return _Archive(buffer.getvalue())
+
+
+def _read(program: Any) -> Any:
+    return torch.jit.load(io.BytesIO(program.data)) if isinstance(program, _Archive) else program

@@ -1,0 +1,112 @@
+"""Loading a kernel into a seed: by itself, or by its id, in the caller's thread or in another."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from esper_adapters._naming import check_alpha, first_alpha
+from esper_adapters.pytorch._kernel import TorchKernel
+from esper_functional import Event, EventKind, KernelMismatchError
+
+if TYPE_CHECKING:
+    from esper_adapters.pytorch._layer import SeededLayer
+
+
+def load(
+    layer: "SeededLayer",
+    seed: int,
+    kernel: TorchKernel | str,
+    alpha: float | None,
+    step: int | None,
+) -> bool:
+    """Graft a kernel; False where there is none of that id. See `SeededLayer.load_kernel_sync`."""
+    kernel_id = _begin(layer, seed, kernel, alpha, step)
+    return _finish(layer, seed, kernel_id, alpha, step, lambda: _find(layer, kernel))
+
+
+async def load_in_thread(
+    layer: "SeededLayer",
+    seed: int,
+    kernel: TorchKernel | str,
+    alpha: float | None,
+    step: int | None,
+) -> bool:
+    """`load`, finding the kernel in a thread; the seed is LOADING meanwhile."""
+    kernel_id = _begin(layer, seed, kernel, alpha, step)
+    found: TorchKernel | BaseException
+    try:
+        found = await asyncio.to_thread(_find, layer, kernel)
+    except BaseException as error:  # a cancelled task included: `_finish` raises it again
+        found = error
+
+    def outcome() -> TorchKernel:
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    return _finish(layer, seed, kernel_id, alpha, step, outcome)
+
+
+def _find(layer: "SeededLayer", kernel: TorchKernel | str) -> TorchKernel:
+    return layer.seed_table.fetch(kernel) if isinstance(kernel, str) else kernel
+
+
+def _begin(
+    layer: "SeededLayer",
+    seed: int,
+    kernel: TorchKernel | str,
+    alpha: float | None,
+    step: int | None,
+) -> str:
+    """Ask for the kernel, as far as can be told that it may be; returns its id."""
+    from esper_adapters.pytorch._layer import SeededLayer
+
+    if not isinstance(kernel, TorchKernel | str):
+        raise KernelMismatchError(
+            f"load_kernel takes an artifact's id or a TorchKernel; got {type(kernel).__name__}:"
+            " make one by kernel_from_module or kernel_from_function"
+        )
+    if alpha is not None:
+        check_alpha(alpha)
+    if isinstance(kernel, TorchKernel):
+        layer.check_kernel(kernel)
+    kernel_id = kernel if isinstance(kernel, str) else kernel.kernel_id
+    slot = layer.row * layer.num_seeds + seed
+    now = layer.seed_table.at(step)
+    event = Event(now, layer.row, seed, EventKind.LOAD, kernel_id, float(max(slot, 0)))
+    SeededLayer.apply_event(layer, event)
+    return kernel_id
+
+
+def _finish(
+    layer: "SeededLayer",
+    seed: int,
+    kernel_id: str,
+    alpha: float | None,
+    step: int | None,
+    find: Callable[[], TorchKernel],
+) -> bool:
+    from esper_adapters.pytorch._layer import SeededLayer
+
+    table = layer.seed_table
+
+    def apply(kind: EventKind, value: float = 0.0, kernel: TorchKernel | None = None) -> None:
+        # While the kernel was looked for, the model may have gone on.
+        now = table.step if step is None else max(step, table.step)
+        SeededLayer.apply_event(layer, Event(now, layer.row, seed, kind, kernel_id, value), kernel)
+
+    try:
+        kernel = find()
+        value = first_alpha(kernel.confidence) if alpha is None else alpha
+        apply(EventKind.ACTIVATE, value, kernel)
+    except LookupError:
+        apply(EventKind.CANCEL)
+        return False
+    except (KernelMismatchError, asyncio.CancelledError):
+        apply(EventKind.CANCEL)
+        raise
+    except BaseException:
+        # Whatever it was, the seed does not stay LOADING for good.
+        apply(EventKind.FAIL)
+        raise
+    return True
