@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from esper_functional import Network, Observed
+from esper_functional import (
+    Live,
+    Network,
+    Plan,
+    forward,
+    forward_batch,
+    shadow_forward,
+    shadow_forward_batch,
+)
 
 Call = Callable[..., Any]
 """`call(module, *args)`: how a model is run on a batch, where that is not the usual way: with a
@@ -56,10 +64,19 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
-def join_faults(seen: Observed, shadows: Observed) -> tuple[Any, ...]:
-    """Each kernel's fault: that of its shadow for one that incubates, else of the forward pass."""
-    pairs = zip(seen.faults, shadows.faults, strict=True)
-    return tuple(shadow if fault is None else fault for fault, shadow in pairs)
+def forward_and_faults(
+    net: Network, plan: Plan, params: Any, live: Live | None, x: Any, *, batched: bool = False
+) -> tuple[Any, tuple[Any, ...]]:
+    """The output, and of each running kernel whether it failed, in its shadow if it incubates.
+
+    Args:
+        batched: whether `net` takes one example, and `x` has a leading axis of examples.
+    """
+    run, shadow = (forward_batch, shadow_forward_batch) if batched else (forward, shadow_forward)
+    y, seen = run(net, plan, params, live, x)
+    _, hidden = shadow(net, plan, params, live, x)
+    pairs = zip(seen.faults, hidden.faults, strict=True)
+    return y, tuple(shadow if fault is None else fault for fault, shadow in pairs)
 
 
 def call_layer(layer: Any, *args: Any, **options: Any) -> Any:

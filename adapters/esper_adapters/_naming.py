@@ -40,6 +40,22 @@ def describe_array(array: Any) -> str:
     return f"{array.dtype}{list(np.shape(array))}"
 
 
+def step_reached(step: int | None, reached: int) -> int:
+    """The step asked for, or the one that a model's seeds have reached.
+
+    Raises:
+        KasminaException: for a step that is over.
+    """
+    if step is None:
+        return reached
+    if step < reached:
+        raise KasminaException(
+            f"step {step} is over: this model's seeds have reached step {reached}; give a"
+            " later one, or none"
+        )
+    return step
+
+
 def first_alpha(confidence: float) -> float:
     """The alpha of a freshly loaded kernel that is not ramped: min(0.6·confidence, 0.5)."""
     return min(0.6 * confidence, 0.5)

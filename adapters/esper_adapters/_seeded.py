@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import get_opaque_trace_state
 
+from esper_adapters._frozen import check_frozen
 from esper_adapters._functional import Call, FunctionalModel
 from esper_adapters._graft import plan_grafts
-from esper_adapters._naming import check_alpha, find_row, first_alpha, load_events
+from esper_adapters._naming import check_alpha, find_row, first_alpha, load_events, step_reached
 from esper_adapters._surgery import Linear, Probed, Signature, Stripped, Surgery
 from esper_functional import (
     Event,
@@ -157,31 +158,10 @@ class SeededModel:
                     " module that it was given"
                 )
         stripped = self.surgery.strip(module)
-        self._check_frozen(stripped)
+        live = gather(self.seeds, self.kernels, self.plan)
+        grafts = plan_grafts(self.plan, live, running_seeds(self.seeds))
+        check_frozen(grafts, stripped, self._row)
         return self._taken_over(stripped)
-
-    def _check_frozen(self, stripped: Stripped) -> None:
-        grafts = plan_grafts(
-            self.plan, gather(self.seeds, self.kernels, self.plan), running_seeds(self.seeds)
-        )
-        # A shared layer may go by another of its names there.
-        blending = {self._row(name): own for name, own in stripped.blending.items()}
-        kernels = {self._row(name): own for name, own in stripped.kernels.items()}
-        for name, graft in grafts.items():
-            row = self._row(name)
-            moved: list[str] = []
-            if not _equal(graft.blending, blending[row]):
-                moved.append("the blend weights")
-            for seed, run in zip(graft.anatomy.seeds, graft.anatomy.runs, strict=True):
-                if run.frozen and not _equal(graft.kernels[seed], kernels[row][seed]):
-                    moved.append(f"the fossil of seed {seed}")
-            if moved:
-                raise KasminaException(
-                    f"with_module: {' and '.join(moved)} of layer {name!r} moved in training, and"
-                    " they are none of an optimiser's (weight decay moves what has no gradient):"
-                    " train by esper_adapters.optax.freeze(optimizer, trainable), or update by"
-                    " eqx.partition(module, trainable(module)) what trains alone"
-                )
 
     def _taken_over(self, stripped: Stripped) -> "SeededModel":
         kernels = dict(self.kernels)
@@ -249,7 +229,7 @@ class SeededModel:
             KernelMismatchError, SeedIndexError, SeedLifecycleError, FoldError.
         """
         # First the state, which refuses layers and seeds that are not there.
-        self._at(event.step)
+        step_reached(event.step, self.step)
         seeds = apply_event(self.seeds, event, layers=self.sites)
         if event.kind is EventKind.LOAD:
             self._check_slot(event)
@@ -272,17 +252,6 @@ class SeededModel:
             step=event.step,
             events=(*self.events, event),
         )
-
-    def _at(self, step: int | None) -> int:
-        """The step asked for, or the one reached."""
-        if step is None:
-            return self.step
-        if step < self.step:
-            raise KasminaException(
-                f"step {step} is over: this model's seeds have reached step {self.step}; give a"
-                " later one, or none"
-            )
-        return step
 
     def _check_slot(self, event: Event) -> None:
         slot, columns = int(event.value), self.seeds.shape[1]
@@ -376,7 +345,9 @@ class SeededModel:
             )
         value = check_alpha(first_alpha(confidence) if alpha is None else alpha)
         slot = row * self.seeds.shape[1] + seed_idx
-        load, activate = load_events(self._at(step), row, seed_idx, slot, kernel_id, value)
+        load, activate = load_events(
+            step_reached(step, self.step), row, seed_idx, slot, kernel_id, value
+        )
         return self.apply_event(load).apply_event(activate, kernel)
 
     def _row(self, layer_name: str) -> int:
@@ -386,7 +357,7 @@ class SeededModel:
         self, kind: EventKind, layer_name: str, seed_idx: int, step: int | None, **more: Any
     ) -> "SeededModel":
         row = self._row(layer_name)
-        return self.apply_event(Event(self._at(step), row, seed_idx, kind, **more))
+        return self.apply_event(Event(step_reached(step, self.step), row, seed_idx, kind, **more))
 
     def unload_kernel(
         self, layer_name: str, seed_idx: int, *, step: int | None = None
@@ -408,7 +379,7 @@ class SeededModel:
 
     def advance(self, step: int) -> "SeededModel":
         """Bring all ramps to `step`."""
-        seeds = advance(self.seeds, self._at(step))
+        seeds = advance(self.seeds, step_reached(step, self.step))
         return dataclasses.replace(self._current(), seeds=seeds, step=step)
 
     def incubate(self, layer_name: str, seed_idx: int, *, step: int | None = None) -> "SeededModel":
@@ -441,7 +412,7 @@ class SeededModel:
             args: a batch for models that take one example (Equinox), whatever the model takes
                 (Flax), or what `call` takes.
         """
-        now = self._at(step)
+        now = step_reached(step, self.step)
         current = self._current()
         if current.live is None:
             return current
@@ -499,16 +470,3 @@ def to_functional(model: SeededModel) -> FunctionalModel:
     The network is one object per call: keep it, and compiled programs are kept.
     """
     return model.surgery.functional(model._current().host, model.sites, model.call)
-
-
-def _equal(own: Any, other: Any) -> bool:
-    """Whether two trees of one structure hold the same numbers."""
-    pairs = zip(jax.tree.leaves(own), jax.tree.leaves(other), strict=True)
-    return all(a is b or np.array_equal(_bits(a), _bits(b)) for a, b in pairs)
-
-
-def _bits(array: Any) -> np.ndarray:
-    """As bytes: what is NaN is equal to itself, and so are keys of random streams."""
-    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
-    return np.frombuffer(np.asarray(array).tobytes(), np.uint8)

@@ -8,29 +8,57 @@ their files go.
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from experiments.bench._command import INTERRUPTED, add_shared
 
 BENCHMARKS = ("dormant", "active", "state", "population", "graft")
 
+Start = Callable[[Sequence[str]], int]
+"""Runs a command to its end, and gives its exit status; ends it where it is interrupted."""
 
-def main() -> int:
-    """Run from the command line; the number of benchmarks that failed to run."""
+
+def start_process(command: Sequence[str]) -> int:
+    """Run a command in a process group of its own.
+
+    Ctrl-C then reaches this process alone, which ends the other and has the one word to say.
+    """
+    return subprocess.run(command, check=False, process_group=0).returncode
+
+
+def main(argv: Sequence[str] | None = None, start: Start = start_process) -> int:
+    """Run from the command line.
+
+    Returns:
+        The exit status: 0, 1 where a benchmark failed to run, or 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: with status 2, for bad usage.
+    """
     parser = argparse.ArgumentParser(prog="experiments.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a rough look")
-    parser.add_argument("--cpu-clock", action="store_true", help="see the benchmarks")
+    add_shared(parser, "a rough look")
     parser.add_argument("--json", type=Path, default=Path("runs/bench"), help="folder of the files")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     passed = [
-        flag
-        for flag, given in (("--quick", options.quick), ("--cpu-clock", options.cpu_clock))
-        if given
+        *(["--quick"] if options.quick else []),
+        *(["--rounds", str(options.rounds)] if options.rounds else []),
+        *(["--cpu-clock"] if options.cpu_clock else []),
     ]
-    failed = 0
+    failed: list[str] = []
     for name in BENCHMARKS:
         file = options.json / f"{name}.json"
         command = [sys.executable, "-m", f"experiments.bench.{name}", *passed, "--json", str(file)]
-        failed += subprocess.run(command, check=False).returncode != 0
-    return failed
+        try:
+            status = start(command)
+        except KeyboardInterrupt:
+            print(f"experiments.bench: interrupted in {name}", file=sys.stderr)
+            return INTERRUPTED
+        if status:
+            failed.append(name)
+    if failed:
+        print(f"experiments.bench: failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -91,10 +91,18 @@ class Results:
     notes: list[str] = dataclasses.field(default_factory=list)
     only: str = ""
     """Comparisons whose names do not contain this are passed over."""
+    offered: list[str] = dataclasses.field(default_factory=list)
+    """The names that `wants` was asked for."""
 
     def wants(self, name: str) -> bool:
-        """Whether a comparison of this name is to be made."""
+        """Whether a comparison of this name is to be made; the name is noted as one there is."""
+        self.offered.append(name)
         return self.only in name
+
+    @property
+    def nothing_wanted(self) -> bool:
+        """Whether no comparison that there is was to be made."""
+        return not any(self.only in name for name in self.offered)
 
 
 def machine(core: int | None, packages: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ of it is measured there too, and held against what the device can do.
 """
 
 import dataclasses
-import time
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ from esper_functional import (
     make_bank,
     plan,
 )
-from experiments.bench._command import parse
+from experiments.bench._command import Benchmark, run
 from experiments.bench._networks import (
     Host,
     TransformerShape,
@@ -45,9 +45,9 @@ from experiments.bench._networks import (
     make_stack,
     make_transformer,
 )
-from experiments.bench._paired import Call, Sampling, contest, one_core, starting_with
+from experiments.bench._paired import Call, Sampling, contest, starting_with
 from experiments.bench._peers import Peering, measure_lora, measure_slots
-from experiments.bench._results import Check, Results, console, finish, machine
+from experiments.bench._results import Check, Results
 from experiments.bench._roofline import measure_roofline
 from experiments.bench._steps import (
     Apply,
@@ -61,8 +61,6 @@ from experiments.bench._steps import (
     sgd_with,
     with_nothing,
 )
-
-PACKAGES = ("esper-morphogenetic", "numpy", "jax", "jaxlib", "equinox")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,9 +320,10 @@ def on_gpu(results: Results, settings: Settings, only: str) -> None:
         return
     with jax.default_device(device):
         found = measure(settings, only, where="GPU, ")
-        work = make_work(settings, dataclasses.replace(widest(settings.cases), dynamic=False))
-        found.figures += measure_roofline(work_step(settings, work), str(device.device_kind))
-    for kind in ("rows", "figures", "checks", "notes"):
+        if found.wants("GPU, widest training step"):
+            work = make_work(settings, dataclasses.replace(widest(settings.cases), dynamic=False))
+            found.figures += measure_roofline(work_step(settings, work), str(device.device_kind))
+    for kind in ("rows", "figures", "checks", "notes", "offered"):
         getattr(results, kind).extend(getattr(found, kind))
 
 
@@ -338,29 +337,27 @@ def work_step(settings: Settings, work: Work) -> tuple[Callable[..., Any], tuple
     return step, ((work.host.params, gathered.params), live, work.x, work.target)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run from the command line."""
-    asked = parse("active", __doc__, quick=60, standard=Sampling(rounds=300), argv=argv)
-    core = one_core()
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    started = time.perf_counter()
-    before = machine(core, PACKAGES)
-    settings = Settings(sampling=asked.sampling)
+def measure_everywhere(settings: Settings, only: str = "") -> Results:
+    """All comparisons on the CPU, and on a GPU where there is one."""
     with jax.default_device(jax.devices("cpu")[0]):
-        results = measure(settings, asked.only)
-    on_gpu(results, settings, asked.only)
-    finish(
-        console(),
-        results,
-        benchmark="active",
-        title="Kernels at work: median of paired ratios (interquartile range)",
-        names=("reference", "ours"),
-        settings=settings,
-        machine=before,
-        path=asked.json,
-        started=started,
-    )
+        results = measure(settings, only)
+    on_gpu(results, settings, only)
+    return results
+
+
+BENCHMARK = Benchmark(
+    name="active",
+    doc=__doc__,
+    settings=Settings,
+    measure=measure_everywhere,
+    title="Kernels at work: median of paired ratios (interquartile range)",
+    names=("reference", "ours"),
+    packages=("esper-morphogenetic", "numpy", "jax", "jaxlib", "equinox"),
+    quick=60,
+    standard=Sampling(rounds=300),
+    gpu=True,
+)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(BENCHMARK))

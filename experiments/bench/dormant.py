@@ -10,12 +10,9 @@ JAX runs each step in the calling thread, to its end: what is compared is a
 step's cost, none of it hidden behind the step before.
 """
 
-import time
-from collections.abc import Sequence
+import sys
 
-import jax
-
-from experiments.bench._command import parse
+from experiments.bench._command import Benchmark, run
 from experiments.bench._dormant import Settings
 from experiments.bench._dormant_jax import (
     measure_core,
@@ -24,10 +21,7 @@ from experiments.bench._dormant_jax import (
     measure_layers,
     measure_transformer,
 )
-from experiments.bench._paired import Sampling, one_core
-from experiments.bench._results import Results, console, finish, machine
-
-PACKAGES = ("esper-morphogenetic", "numpy", "jax", "jaxlib", "equinox", "flax", "torch")
+from experiments.bench._results import Results
 
 
 def measure_jax(settings: Settings, only: str = "") -> Results:
@@ -42,35 +36,29 @@ def measure_jax(settings: Settings, only: str = "") -> Results:
     return results
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run from the command line."""
-    asked = parse("dormant", __doc__, quick=90, standard=Sampling(), argv=argv)
-    core = one_core()
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+def measure(settings: Settings, only: str = "") -> Results:
+    """JAX, then torch."""
     # torch reads the number of cores when it is imported.
     import torch
 
     from experiments.bench._dormant_torch import measure_torch
 
     torch.set_num_threads(1)
-    started = time.perf_counter()
-    before = machine(core, PACKAGES)
-    settings = Settings(sampling=asked.sampling)
-    results = measure_jax(settings, asked.only)
+    results = measure_jax(settings, only)
     measure_torch(results, settings)
-    finish(
-        console(),
-        results,
-        benchmark="dormant",
-        title="Dormant times: median of paired ratios (interquartile range)",
-        names=("bare", "dormant"),
-        settings=settings,
-        machine=before,
-        path=asked.json,
-        started=started,
-    )
+    return results
+
+
+BENCHMARK = Benchmark(
+    name="dormant",
+    doc=__doc__,
+    settings=Settings,
+    measure=measure,
+    title="Dormant times: median of paired ratios (interquartile range)",
+    names=("bare", "dormant"),
+    packages=("esper-morphogenetic", "numpy", "jax", "jaxlib", "equinox", "flax", "torch"),
+)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(BENCHMARK))

@@ -8,8 +8,9 @@ at the price of one dispatch a network.
 """
 
 import dataclasses
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,12 +28,10 @@ from esper_functional import (
     make_bank,
     record_faults,
 )
-from experiments.bench._command import parse
+from experiments.bench._command import Benchmark, run
 from experiments.bench._networks import Host, grafted, make_kernels, make_stack
-from experiments.bench._paired import Call, Sampling, contest, one_core, starting_with
-from experiments.bench._results import Check, Results, console, finish, machine
-
-PACKAGES = ("esper-morphogenetic", "numpy", "jax", "jaxlib")
+from experiments.bench._paired import Call, Sampling, contest, starting_with
+from experiments.bench._results import Check, Results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,29 +166,17 @@ def measure(settings: Settings, only: str = "") -> Results:
     return results
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run from the command line."""
-    asked = parse(
-        "population", __doc__, quick=30, standard=Sampling(rounds=150, builds=2), argv=argv
-    )
-    core = one_core()
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    started = time.perf_counter()
-    before = machine(core, PACKAGES)
-    settings = Settings(sampling=asked.sampling)
-    finish(
-        console(),
-        measure(settings, asked.only),
-        benchmark="population",
-        title="A training step of a population: median of paired ratios (interquartile range)",
-        names=("loop", "vmap"),
-        settings=settings,
-        machine=before,
-        path=asked.json,
-        started=started,
-    )
+BENCHMARK = Benchmark(
+    name="population",
+    doc=__doc__,
+    settings=Settings,
+    measure=measure,
+    title="A training step of a population: median of paired ratios (interquartile range)",
+    names=("loop", "vmap"),
+    quick=30,
+    standard=Sampling(rounds=150, builds=2),
+)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(BENCHMARK))

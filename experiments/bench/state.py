@@ -6,8 +6,8 @@ arithmetic written by hand for this one purpose.
 """
 
 import dataclasses
-import time
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -26,12 +26,11 @@ from esper_functional import (
     observe_health,
     record_faults,
 )
-from experiments.bench._command import parse
-from experiments.bench._paired import Call, Sampling, contest, one_core, starting_with
-from experiments.bench._results import Check, Figure, Results, console, finish, machine
+from experiments.bench._command import Benchmark, run
+from experiments.bench._paired import Call, Sampling, contest, starting_with
+from experiments.bench._results import Check, Figure, Results
 from experiments.bench._steps import fresh
 
-PACKAGES = ("esper-morphogenetic", "numpy", "jax", "jaxlib")
 ACTIVE, RECOVERY, FOSSIL = (
     np.uint8(stage)
     for stage in (
@@ -181,36 +180,25 @@ def apart_from(state: SeedState, expected: Any) -> str:
 def measure(settings: Settings, only: str = "") -> Results:
     """All numbers of seeds, and the size of one."""
     results = Results(only=only)
-    one = sum(np.asarray(array).nbytes for array in by_name(init_seeds(1, 1)).values())
-    results.figures.append(Figure("a seed", float(one), "bytes", settings.target_bytes))
-    many = sum(np.asarray(array).nbytes for array in by_name(init_seeds(250, 4)).values())
-    results.checks.append(Check("bytes of 1,000 seeds", str(1000 * one), str(many)))
+    if results.wants("a seed"):
+        one = sum(np.asarray(array).nbytes for array in by_name(init_seeds(1, 1)).values())
+        results.figures.append(Figure("a seed", float(one), "bytes", settings.target_bytes))
+        many = sum(np.asarray(array).nbytes for array in by_name(init_seeds(250, 4)).values())
+        results.checks.append(Check("bytes of 1,000 seeds", str(1000 * one), str(many)))
     for seeds in settings.seeds:
         compare_states(results, settings, seeds)
     return results
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run from the command line."""
-    asked = parse("state", __doc__, quick=90, standard=Sampling(), argv=argv)
-    core = one_core()
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    started = time.perf_counter()
-    before = machine(core, PACKAGES)
-    settings = Settings(sampling=asked.sampling)
-    finish(
-        console(),
-        measure(settings, asked.only),
-        benchmark="state",
-        title="The state step: median of paired ratios (interquartile range)",
-        names=("by hand", "ours"),
-        settings=settings,
-        machine=before,
-        path=asked.json,
-        started=started,
-    )
+BENCHMARK = Benchmark(
+    name="state",
+    doc=__doc__,
+    settings=Settings,
+    measure=measure,
+    title="The state step: median of paired ratios (interquartile range)",
+    names=("by hand", "ours"),
+)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(BENCHMARK))

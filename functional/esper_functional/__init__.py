@@ -57,8 +57,6 @@ from esper_functional._execute import (
     forward,
     forward_batch,
     run,
-    shadow_forward,
-    shadow_forward_batch,
 )
 from esper_functional._fold import (
     Affine,
@@ -128,6 +126,10 @@ from esper_functional._plan import (
     reweigh,
     running_seeds,
     scatter,
+)
+from esper_functional._shadow import (
+    shadow_forward,
+    shadow_forward_batch,
 )
 from esper_functional._sightings import (
     Collecting,

@@ -139,7 +139,7 @@ class _PlannedSite:
         ]
 
 
-def _check_live(plan: Plan, live: Live | None) -> None:
+def check_live(plan: Plan, live: Live | None) -> None:
     """Refuse a live part that was gathered with another plan, as far as its sizes tell."""
     if plan.dormant != (live is None):
         raise KasminaException(
@@ -158,7 +158,7 @@ def _check_live(plan: Plan, live: Live | None) -> None:
 def _forward(
     net: Network, plan: Plan, params: Any, live: Live | None, x: Any, capture: bool, summed: bool
 ) -> tuple[Any, Observed]:
-    _check_live(plan, live)
+    check_live(plan, live)
     context = () if live is None else context_of(params, live, x)
     site = _PlannedSite(plan, live, context, capture=capture, summed=summed)
     y = net(params, site, x)
@@ -229,85 +229,6 @@ def forward_batch(
 
     ys, seen = jax.vmap(one)(xs)
     return ys, Observed(jax.tree.map(jnp.any, seen.faults), seen.outputs)
-
-
-def _shadow(plan: Plan, live: Live, params: Any, x: Any, nth: int) -> tuple[Plan, Any, Live, Any]:
-    """The arguments of a forward pass in which one incubating kernel is at alpha 1.
-
-    Gradients reach that kernel's parameters and nothing else.
-    """
-    own = plan.incubating[nth]
-    sites: list[tuple[str, tuple[Run, ...]]] = []
-    first = 0
-    for name, runs in plan.sites:
-        shown = [
-            dataclasses.replace(run, incubating=False) if first + i == own else run
-            for i, run in enumerate(runs)
-        ]
-        sites.append((name, tuple(shown)))
-        first += len(runs)
-    stop = jax.lax.stop_gradient
-    kernels = tuple(p if i == own else stop(p) for i, p in enumerate(live.params))
-    weights = live.shadows[nth]
-    shown_live = dataclasses.replace(
-        live, host_weights=weights.host_weights, weights=weights.weights, params=kernels
-    )
-    return dataclasses.replace(plan, sites=tuple(sites)), stop(params), shown_live, stop(x)
-
-
-def _shadow_forward(
-    net: Network,
-    plan: Plan,
-    params: Any,
-    live: Live | None,
-    x: Any,
-    capture: bool,
-    batched: bool,
-) -> tuple[tuple[Any, ...], Observed]:
-    _check_live(plan, live)
-    if live is None:
-        return (), Observed((), ())
-    if len(live.shadows) != len(plan.incubating):
-        raise KasminaException(
-            f"shadow_forward: the plan has {len(plan.incubating)} incubating kernels and the live"
-            f" part the weights of {len(live.shadows)} shadows: gather the live part with the plan"
-            " that it is run with"
-        )
-    run_forward = forward_batch if batched else forward
-    faults: list[jax.Array | None] = [None] * len(plan.runs)
-    outputs: list[jax.Array | None] = [None] * len(plan.runs)
-    ys: list[Any] = []
-    for nth, own in enumerate(plan.incubating):
-        shown, stopped, shown_live, stopped_x = _shadow(plan, live, params, x, nth)
-        y, seen = run_forward(net, shown, stopped, shown_live, stopped_x, capture=capture)
-        ys.append(y)
-        faults[own] = seen.faults[own]
-        outputs[own] = seen.outputs[own] if capture else None
-    return tuple(ys), Observed(tuple(faults), tuple(outputs) if capture else ())
-
-
-def shadow_forward(
-    net: Network, plan: Plan, params: Any, live: Live | None, x: Any, *, capture: bool = False
-) -> tuple[tuple[Any, ...], Observed]:
-    """What the network would give with each incubating kernel at alpha 1, one at a time.
-
-    A kernel trains before it is blended: add the loss of each of these outputs to the loss
-    of `forward`'s. No gradient of theirs reaches the host, the input or another kernel, so
-    the kernel's gradient is that of the loss at alpha 1 with the host stopped, and the
-    host's that of the loss at alpha 0. Costs one forward pass for each incubating kernel.
-
-    Returns:
-        An output for each incubating kernel, in plan order; and what was seen of them: their
-        faults, for `count_faults`, and with `capture` the kernels' own outputs.
-    """
-    return _shadow_forward(net, plan, params, live, x, capture, batched=False)
-
-
-def shadow_forward_batch(
-    net: Network, plan: Plan, params: Any, live: Live | None, xs: Any, *, capture: bool = False
-) -> tuple[tuple[Any, ...], Observed]:
-    """`shadow_forward` for a network of one example, over a leading axis of examples."""
-    return _shadow_forward(net, plan, params, live, xs, capture, batched=True)
 
 
 def count_faults(live: Live | None, *faults: Sequence[jax.Array | None]) -> Live | None:

@@ -1,8 +1,5 @@
 """What test_sharding runs in a process with four devices: prints what became of each case."""
 
-import json
-import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +15,7 @@ from esper_adapters import equinox as equinox_face
 from esper_adapters import flax as flax_face
 from esper_functional import count_faults, forward_batch
 from tests.adapters.kernels import artifact, jax_kernel
+from tests.sharded import report_cases
 from tests.tolerance import assert_finite, assert_tree_close
 
 FOUR = Mesh(jax.devices(), ("data",))
@@ -174,17 +172,5 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-    report: dict[str, str] = {"devices": str(len(jax.devices()))}
-    for name, case in CASES.items():
-        try:
-            case()
-            report[name] = ""
-        except Exception:
-            report[name] = traceback.format_exc()
-    json.dump(report, sys.stdout)
-
-
 if __name__ == "__main__":
-    main()
+    report_cases(CASES)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.functional.test_sharding import run_cases
+from tests.sharded import assert_cases_pass
 
 CASES = {
     "equinox, data parallel",
@@ -14,8 +14,4 @@ CASES = {
 
 
 def test_every_case_gives_what_one_device_gives():
-    report = run_cases(Path(__file__).with_name("sharded_process.py"))
-    assert report.pop("devices") == "4"
-    assert report.keys() == CASES
-    failed = {name: trace for name, trace in report.items() if trace}
-    assert not failed, "\n".join(failed.values())
+    assert_cases_pass(Path(__file__).with_name("sharded_process.py"), CASES)

@@ -11,7 +11,6 @@ import jax
 import pytest
 
 from experiments.bench import active, graft, population, state
-from experiments.bench._command import parse
 from experiments.bench._dormant import Settings as DormantSettings
 from experiments.bench._dormant_jax import (
     measure_core,
@@ -28,7 +27,6 @@ from experiments.bench._roofline import measure_roofline
 
 TINY = Sampling(rounds=2, builds=1, sample=1e-6, warmup=0, budget=0.01, least=1)
 SHAPE = TransformerShape(blocks=1, features=4, heads=2, hidden=8, length=3, batch=2)
-BENCHMARKS = ("active", "dormant", "graft", "population", "state")
 
 
 def assert_sound(results):
@@ -168,7 +166,7 @@ def test_training_goes_on_over_a_graft(name):
     assert all(figure.value > 0 for figure in results.figures)
 
 
-# ---- how it is asked for and reported ----
+# ---- how it is timed and reported ----
 
 
 def test_the_first_variant_is_the_reference():
@@ -176,26 +174,6 @@ def test_the_first_variant_is_the_reference():
     assert list(found.timings) == ["a", "b", "c"]
     assert found.timings["a"].ratio == 1.0
     assert found.rounds == 2
-
-
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_bad_usage_exits_with_2(benchmark, capsys):
-    with pytest.raises(SystemExit) as caught:
-        parse(benchmark, None, quick=3, standard=Sampling(), argv=["--rounds", "0"])
-    assert caught.value.code == 2
-    assert "--rounds must be at least 1, got 0" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as caught:
-        parse(benchmark, None, quick=3, standard=Sampling(), argv=["--round", "x"])
-    assert caught.value.code == 2
-
-
-def test_what_is_asked_for_reaches_the_sampling():
-    standard = Sampling(rounds=100, builds=3)
-    assert parse("x", None, quick=7, standard=standard, argv=[]).sampling == standard
-    quick = parse("x", None, quick=7, standard=standard, argv=["--quick", "--cpu-clock"])
-    assert (quick.sampling.rounds, quick.sampling.clock) == (7, "cpu")
-    few = parse("x", None, quick=7, standard=standard, argv=["--rounds", "2", "--only", "a b"])
-    assert (few.sampling.rounds, few.sampling.builds, few.only) == (2, 2, "a b")
 
 
 def test_the_file_holds_settings_machine_and_everything_found(tmp_path, capsys):

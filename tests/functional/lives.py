@@ -16,9 +16,11 @@ from esper_functional import (
     SeedLifecycleError,
     SeedState,
     apply_event,
+    gather,
     init_seeds,
     kernel_from_function,
     make_bank,
+    plan,
     running_seeds,
 )
 from tests.functional.networks import SITES, dense_kernel, filled
@@ -134,6 +136,12 @@ def stacked(trees: Iterable[Any]) -> Any:
 
 def member(tree: Any, i: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[i], tree)
+
+
+def planned(state: SeedState, kernels: Any = KERNELS, **options: Any) -> Any:
+    """The plan of a state, and its live part."""
+    own = plan(state, kernels, SITES, **options)
+    return own, gather(state, kernels, own)
 
 
 def scattered(bank: Bank, state: SeedState, own: Iterable[Any]) -> Any:

@@ -1,10 +1,7 @@
 """What test_sharding runs in a process with four devices: prints what became of each case."""
 
 import dataclasses
-import json
 import re
-import sys
-import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +16,7 @@ import esper_functional as ef
 from tests.functional.lives import KERNELS, stacked, state_of
 from tests.functional.networks import SITES as MLP_SITES
 from tests.functional.networks import batch, host_params, mlp
+from tests.sharded import report_cases
 from tests.tolerance import assert_close, assert_finite, assert_tree_close
 
 SITES = ("conv", "attention", "out")
@@ -350,17 +348,5 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-    report: dict[str, str] = {"devices": str(len(jax.devices()))}
-    for name, case in CASES.items():
-        try:
-            case()
-            report[name] = ""
-        except Exception:
-            report[name] = traceback.format_exc()
-    json.dump(report, sys.stdout)
-
-
 if __name__ == "__main__":
-    main()
+    report_cases(CASES)

@@ -33,7 +33,7 @@ from esper_functional import (
     start_ramp,
     state_digest,
 )
-from tests.functional.lives import KERNELS, bank, state_of
+from tests.functional.lives import KERNELS, bank, planned, state_of
 from tests.functional.networks import SITES, batch, host_params, mlp
 from tests.tolerance import assert_bitwise, assert_close
 
@@ -42,11 +42,6 @@ PARAMS, X, BANK = host_params(), batch(), bank()
 ONE = state_of((0, 0, "incubating", 0))
 BESIDE = state_of((0, 0, "incubating", 0), (0, 1, "active", 1), (1, 0, "active", 4))
 WHERE = np.array([[True, False], [False, False]])
-
-
-def planned(state) -> Any:
-    own = plan(state, KERNELS, SITES)
-    return own, gather(state, KERNELS, own)
 
 
 def test_its_faults_are_counted_and_lead_to_recovery():

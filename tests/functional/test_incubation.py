@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,12 @@ from esper_functional import (
     SeedLifecycleState,
     bare,
     forward,
-    gather,
     linear,
-    plan,
     shadow_dynamic,
     shadow_forward,
     shadow_forward_batch,
 )
-from tests.functional.lives import KERNELS, bank, low_rank, scattered, state_of
+from tests.functional.lives import KERNELS, bank, low_rank, planned, scattered, state_of
 from tests.functional.networks import SITES, batch, dense, host_params, mlp
 from tests.tolerance import assert_bitwise, assert_close, assert_finite, assert_tree_close
 
@@ -36,11 +33,6 @@ WHERE = np.array([[True, False], [False, False]])
 
 def loss(y):
     return jnp.sum(y * jnp.arange(1.0, 1.0 + y.size).reshape(y.shape))
-
-
-def planned(state, **options) -> Any:
-    own = plan(state, KERNELS, SITES, **options)
-    return own, gather(state, KERNELS, own)
 
 
 def total(own, live, params, kernels, x):

@@ -1,7 +1,6 @@
 """What does not belong together is refused in both modes, with what to do about it."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,25 +16,18 @@ from esper_functional import (
     execute,
     forward,
     forward_batch,
-    gather,
     init_seeds,
     kernel_from_function,
     make_bank,
-    plan,
     run,
     shadow_forward,
 )
-from tests.functional.lives import KERNELS, state_of
+from tests.functional.lives import KERNELS, planned, state_of
 from tests.functional.networks import SITES, batch, dense, dense_kernel, host_params, mlp
 from tests.tolerance import assert_close
 
 PARAMS, X = host_params(), batch()
 HIDDEN = state_of((0, 0, "active", 0))
-
-
-def planned(state, kernels=KERNELS, **options) -> Any:
-    own = plan(state, kernels, SITES, **options)
-    return own, gather(state, kernels, own)
 
 
 def in_plan(state, kernels=KERNELS, net=mlp, sites=SITES, **options):

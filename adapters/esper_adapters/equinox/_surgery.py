@@ -9,23 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper_adapters._errors import tied_weights
-from esper_adapters._functional import Call, FunctionalModel, call_layer, join_faults
+from esper_adapters._functional import Call, FunctionalModel, call_layer, forward_and_faults
 from esper_adapters._graft import Blending, Graft
 from esper_adapters._naming import HOST_FIELD, describe_array, two_of_a_name
 from esper_adapters._plain import PLAIN_ADVICE, plain_function
 from esper_adapters._surgery import Linear, Probed, Signature, Stripped, Surgery
 from esper_adapters.equinox._layer import GraftedLayer, graft_layer, is_stateful
-from esper_functional import (
-    KasminaException,
-    Live,
-    Network,
-    Plan,
-    Site,
-    forward,
-    forward_batch,
-    shadow_forward,
-    shadow_forward_batch,
-)
+from esper_functional import KasminaException, Live, Plan, Site
 
 Path = jax.tree_util.KeyPath
 
@@ -168,15 +158,10 @@ def probe(
 ) -> Probed:
     """One forward pass over a batch, by `call`, or for a network of one example."""
     flat = functional(host, sites, call)
-    net: Network = flat.net
     if call is not None:
-        y, seen = forward(net, planned, flat.params, live, args)
-        _, hidden = shadow_forward(net, planned, flat.params, live, args)
-        return y, join_faults(seen, hidden)
+        return forward_and_faults(flat.net, planned, flat.params, live, args)
     x = args[0] if len(args) == 1 else args
-    y, seen = forward_batch(net, planned, flat.params, live, x)
-    _, hidden = shadow_forward_batch(net, planned, flat.params, live, x)
-    return y, join_faults(seen, hidden)
+    return forward_and_faults(flat.net, planned, flat.params, live, x, batched=True)
 
 
 def _is_linear(layer: Any) -> bool:

@@ -19,8 +19,8 @@ from esper_adapters._functional import (
     FunctionalModel,
     StaticTree,
     call_layer,
+    forward_and_faults,
     join_arrays,
-    join_faults,
     split_arrays,
 )
 from esper_adapters._graft import Blending, Graft
@@ -28,7 +28,7 @@ from esper_adapters._naming import HOST_FIELD, describe_array, two_of_a_name
 from esper_adapters._plain import check_stateless, plain_function
 from esper_adapters._surgery import Linear, Probed, Signature, Stripped, Surgery
 from esper_adapters.flax._layer import GraftedLayer, StandIn, blending_of, kernel_params
-from esper_functional import Live, Network, Plan, Site, forward, shadow_forward
+from esper_functional import Live, Plan, Site
 
 
 def _name(path: Sequence[Any]) -> str:
@@ -195,12 +195,10 @@ def _probe(
     arrays: Sequence[Any],
 ) -> Probed:
     flat = functional(nnx.merge(graph, state), sites, call)
-    net: Network = flat.net
     args = join_arrays(arrays, static)
     x = args if flat.rest is None else (flat.rest, args)
-    y, seen = forward(net, planned, flat.params, live, x)
-    _, hidden = shadow_forward(net, planned, flat.params, live, x)
-    return (y if flat.rest is None else y[0]), join_faults(seen, hidden)
+    y, faults = forward_and_faults(flat.net, planned, flat.params, live, x)
+    return (y if flat.rest is None else y[0]), faults
 
 
 def probe(
