@@ -61,22 +61,6 @@ def first_alpha(confidence: float) -> float:
     return min(0.6 * confidence, 0.5)
 
 
-def step_reached(step: int | None, reached: int) -> int:
-    """The step asked for, or the one that the seeds have reached.
-
-    Raises:
-        KasminaException: for a step that is over.
-    """
-    if step is None:
-        return reached
-    if step < reached:
-        raise KasminaException(
-            f"step {step} is over: this model's seeds have reached step {reached}; give a later"
-            " one, or none"
-        )
-    return step
-
-
 def check_alpha(alpha: float) -> float:
     """`alpha`, if it is in [0, 1].
 

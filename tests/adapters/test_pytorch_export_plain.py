@@ -73,7 +73,7 @@ def test_fossils_stay_frozen_and_outputs_that_are_not_finite_are_replaced():
     plain = export_plain(model)
     torch.testing.assert_close(plain(X), y)
     assert plain(X).isfinite().all()
-    assert [p.requires_grad for p in plain[1].kernel_0.parameters()] == [False, False]
+    assert [p.requires_grad for p in plain[1].grown.kernel_0.parameters()] == [False, False]
 
 
 def test_layers_that_return_several_keep_their_signature():

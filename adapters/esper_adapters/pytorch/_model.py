@@ -170,7 +170,8 @@ class MorphableModel(nn.Module):
 
         Add the loss of each to that of the model. Gradients reach that kernel's parameters and
         nothing else; buffers and the random state stay as they are. Costs one forward pass for
-        each incubating kernel.
+        each incubating kernel. Activations must not be checkpointed within: what would be computed
+        again in the backward pass is the model, and no shadow, and torch refuses it.
         """
         return tuple(
             run_shadow(self, layer, seed, args, options)

@@ -1,11 +1,10 @@
 """A grown torch model without Esper in it.
 
-Affine kernels are folded into their hosts. Any other layer with kernels becomes an
-`fx.GraphModule`: torch's own class, with the bare layer and the kernels as modules of it.
+Affine kernels are folded into their hosts. Any other layer with kernels stays what it is and gets
+a forward hook, which is an `fx.GraphModule`: torch's own class, with the kernels as modules of it.
 """
 
 import copy
-import inspect
 import operator
 from typing import Any
 
@@ -23,14 +22,16 @@ def export_plain(model: nn.Module) -> nn.Module:
     """The trained network, kernels and all, as a model of its host's class that needs no Esper.
 
     Shares no tensor with the model. Kernels that are affine are folded into linear layers where
-    the blend allows it; every other layer with kernels becomes an `fx.GraphModule` that holds
-    the layer (`host`) and its kernels (`kernel_0`, …). Fossils are frozen as they were, other
-    kernels train, gradients are neither contained nor isolated any more, and outputs that are
-    not finite are still replaced. Kernels that incubate are left out.
+    the blend allows it. Every other layer with kernels keeps its class, attributes and keys, and
+    has its kernels in a child called `grown`, an `fx.GraphModule` that is also a forward hook of
+    it; an `nn.Sequential`, which runs all its children, becomes an `fx.GraphModule` that holds
+    both. Fossils are frozen as they were, other kernels train, gradients are neither contained nor
+    isolated any more, and outputs that are not finite are still replaced. Kernels that incubate
+    are left out.
 
     Raises:
-        KasminaException: for a model that is not wrapped, and for a layer of which it is not
-            known what it returns: call the model once.
+        KasminaException: for a model that is not wrapped, for a layer of which it is not known
+            what it returns (call the model once), and for a kernel that cannot be traced.
     """
     if not isinstance(model, MorphableModel):
         raise KasminaException(
@@ -52,13 +53,38 @@ def export_plain(model: nn.Module) -> nn.Module:
         if (live := layer._live) is not None
     }
     host = unwrap(grown)
-    for name, blend in sorted(blends.items(), key=lambda item: -item[0].count(".")):
-        plain = blend.graph_module(host.get_submodule(name))
-        if not name:
-            return plain
-        parent, _, own = name.rpartition(".")
-        setattr(host.get_submodule(parent), own, plain)
+    modules = dict(host.named_modules())
+    # Inner layers first: an outer one may be replaced.
+    for name in sorted(blends, key=lambda name: -name.count(".")):
+        layer, blend = modules[name], blends[name].graph_module()
+        if isinstance(layer, nn.Sequential):
+            plain = _beside(layer, blend)
+            if not name:
+                return plain
+            for path in [p for p, m in host.named_modules(remove_duplicate=False) if m is layer]:
+                parent, _, own = path.rpartition(".")
+                setattr(host.get_submodule(parent), own, plain)
+            continue
+        layer.add_module("grown", blend)
+        # Before hooks that look at what the layer returns.
+        layer.register_forward_hook(blend, with_kwargs=True, prepend=True)
+    for module in host.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            # Nested tensors are for fused layers alone, and layers with hooks are not fused.
+            hooked = any(m._forward_hooks for m in module.modules())
+            module.use_nested_tensor = module.use_nested_tensor and not hooked
     return host
+
+
+def _beside(layer: nn.Module, blend: fx.GraphModule) -> fx.GraphModule:
+    """A module whose children all run, and its kernels, as children of another."""
+    root, graph = nn.Module(), fx.Graph()
+    root.add_module("host", layer)
+    root.add_module("grown", blend)
+    x = graph.placeholder("input")
+    h = graph.call_module("host", (x,))
+    graph.output(graph.call_module("grown", (None, (x,), {}, h)))
+    return fx.GraphModule(root, graph, class_name=f"Grown{type(layer).__name__}")
 
 
 class _Blend:
@@ -76,29 +102,17 @@ class _Blend:
         self._ranks = [kernel.example_rank for kernel in live.kernels]
         self._blend = layer.blend
         self._several = layer._returns_several
-        self._signature = inspect.signature(type(layer)._esper_base.forward)
+        self._input = type(layer)._esper_input
 
-    def graph_module(self, host: nn.Module) -> fx.GraphModule:
-        """The layer with its kernels."""
-        root = nn.Module()
-        root.add_module("host", host)
-        graph = fx.Graph()
-        args: list[fx.Node] = []
-        options: dict[str, Any] = {}
-        for name, parameter in list(self._signature.parameters.items())[1:]:
-            kind = parameter.kind
-            if kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise KasminaException(
-                    f"export_plain: a layer of class {type(host).__name__} takes arguments without"
-                    " names, and a graph has none: unload its kernels"
-                )
-            node = graph.placeholder(name, default_value=parameter.default)
-            if kind is parameter.KEYWORD_ONLY:
-                options[name] = node
-            else:
-                args.append(node)
-        x = args[0]
-        result = graph.call_module("host", tuple(args), options)
+    def graph_module(self) -> fx.GraphModule:
+        """The blend as a forward hook, `hook(module, args, kwargs, output)`."""
+        root, graph = nn.Module(), fx.Graph()
+        graph.placeholder("module")
+        args, kwargs, result = (graph.placeholder(name) for name in ("args", "kwargs", "output"))
+        # The first argument, whether it was given by its place or by its name.
+        named = graph.call_method("get", (kwargs, self._input))
+        every = graph.call_function(operator.add, (args, (named,)))
+        x = graph.call_function(operator.getitem, (every, 0))
         h = graph.call_function(operator.getitem, (result, 0)) if self._several else result
         y = self._mix(graph, root, h, x)
         if self._several:
@@ -106,7 +120,7 @@ class _Blend:
             y = graph.call_function(operator.add, ((y,), rest))
         graph.output(y)
         graph.lint()
-        return fx.GraphModule(root, graph, class_name=f"Grown{type(host).__name__}")
+        return fx.GraphModule(root, graph, class_name="Grown")
 
     def _mix(self, graph: fx.Graph, root: nn.Module, h: fx.Node, x: fx.Node) -> fx.Node:
         y = h
@@ -119,7 +133,10 @@ class _Blend:
             k = graph.call_module(f"kernel_{i}", (x,))
             finite = graph.call_function(torch.isfinite, (k,))
             if rank:
-                dims = tuple(range(-rank, 0))
+                # An output's example need not have as many axes as the input's.
+                lead = graph.call_function(operator.sub, (graph.call_method("dim", (x,)), rank))
+                inner = graph.call_function(range, (lead, graph.call_method("dim", (k,))))
+                dims = graph.call_function(tuple, (inner,))
                 finite = graph.call_function(torch.all, (finite,), {"dim": dims, "keepdim": True})
             instead: Any = {"convex": h, "residual": 0.0, "sequential": y}[self._blend]
             own = graph.call_function(torch.where, (finite, k, instead))

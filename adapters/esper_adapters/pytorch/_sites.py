@@ -94,7 +94,7 @@ def _unfit(module: nn.Module) -> str | None:
     return None
 
 
-_OF_CHILDREN = {"children", "named_children", "_modules", "modules", "named_modules"}
+_OF_CHILDREN = {"children", "named_children", "_modules"}
 """By these names a forward reaches whatever its module holds."""
 
 

@@ -1,6 +1,5 @@
 """What the tensors of a layer, or of a result, say of it."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,15 +32,21 @@ def dtype_of(layer: nn.Module) -> str | None:
 
 
 def floats_of(result: Any) -> list[Tensor]:
-    """The floating-point tensors of what a model returns, in its order."""
-    if isinstance(result, Tensor):
-        return [result] if result.is_floating_point() else []
-    if isinstance(result, Mapping):
-        parts = list(result.values())
-    elif isinstance(result, tuple | list):
-        parts = list(result)
-    elif dataclasses.is_dataclass(result):
-        parts = [getattr(result, field.name) for field in dataclasses.fields(result)]
-    else:
-        return []
-    return [tensor for part in parts for tensor in floats_of(part)]
+    """The floating-point tensors of what a model returns, those of dataclasses and caches too."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+
+    def visit(part: Any) -> None:
+        if isinstance(part, Tensor):
+            found.extend([part] if part.is_floating_point() else [])
+        elif isinstance(part, Mapping):
+            visit(list(part.values()))
+        elif isinstance(part, tuple | list):
+            for inner in part:
+                visit(inner)
+        elif hasattr(part, "__dict__") and id(part) not in seen:
+            seen.add(id(part))
+            visit(list(vars(part).values()))
+
+    visit(result)
+    return found
