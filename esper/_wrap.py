@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from esper.errors import InputError
 
 if TYPE_CHECKING:
+    from esper.execution._load import Route
     from esper.urza import Library
 
 
@@ -57,6 +58,8 @@ def wrap(
     isolate: bool = False,
     contain: bool = True,
     library: "Library | Path | str | None" = None,
+    route: "Route | None" = None,
+    cache_size_mb: int = 128,
     copy: bool = False,
     example: tuple[Any, ...] | None = None,
     call: Callable[..., Any] | None = None,
@@ -78,6 +81,10 @@ def wrap(
         contain: keep gradients of a failed kernel out of its host's; False allows forward-mode
             and second derivatives (jax), and leaves a failed kernel's gradients uncontained.
         library: the library, or its folder, that kernels are loaded from by id.
+        route: (torch) how kernels of the library run; see `esper.execution.load_torch_kernel`.
+            "native" is what `torch.compile` and `torch.func` see through.
+        cache_size_mb: (torch) how much memory kernels may take that were loaded, and are kept for
+            being loaded again.
         copy: (torch) copy the parameters instead of sharing them.
         example: (jax) arguments of one call, by which shapes are known and kernels that do not
             fit are refused when they are loaded.
@@ -106,8 +113,10 @@ def wrap(
         if not contain or call is not None:
             raise InputError("esper.wrap: `contain=False` and `call` are for jax models")
         if store is not None:
-            options["resolve"] = lambda kernel_id: load_torch_kernel(store.get(kernel_id))
-        return pytorch.wrap(model, copy=copy, **options)
+            options["resolve"] = lambda kernel_id: load_torch_kernel(
+                store.get(kernel_id), route=route
+            )
+        return pytorch.wrap(model, copy=copy, cache_size_mb=cache_size_mb, **options)
     face = _jax_face(model) or _seeded_face(model)
     if face is None:
         raise InputError(
@@ -115,6 +124,8 @@ def wrap(
             f" {type(model).__name__}. Linen modules and plain functions become networks with"
             " sites: see esper_adapters.flax.linen_sites and esper_functional"
         )
+    if route is not None:
+        raise InputError("esper.wrap: `route` is for torch models; jax runs StableHLO")
     if copy:
         raise InputError("esper.wrap: `copy` is for torch models; arrays of jax never change")
     if store is not None:

@@ -1,8 +1,8 @@
 """A kernel artifact: one file, whose only identity is the SHA-256 of its bytes.
 
 Members: `manifest.json`, `blueprint.json`, `params.safetensors`,
-`program.stablehlo` and `program.torchscript`. Nothing is ever unpickled, and no
-program runs before it was scanned.
+`program.stablehlo` and, where there is one, `program.torchscript`. Nothing is
+ever unpickled, and no program runs before it was scanned.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _PARAMS = "params.safetensors"
 _STABLEHLO = "program.stablehlo"
 _TORCHSCRIPT = "program.torchscript"
 _MANIFEST = "manifest.json"
-_CONTENT = (_BLUEPRINT, _PARAMS, _STABLEHLO, _TORCHSCRIPT)
+_CONTENT = (_BLUEPRINT, _PARAMS, _STABLEHLO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Artifact:
     params: dict[str, np.ndarray]
     blueprint: bytes
     stablehlo: bytes
-    torchscript: bytes
+    torchscript: bytes | None
+    """None for a kernel that torch runs over the bridge to jax."""
 
 
 def write_artifact(
@@ -57,7 +58,7 @@ def write_artifact(
     init_seed: int,
     params: dict[str, np.ndarray],
     stablehlo: bytes,
-    torchscript: bytes,
+    torchscript: bytes | None,
     versions: dict[str, str],
 ) -> Artifact:
     """Put the parts of an artifact together; equal parts give equal bytes."""
@@ -65,8 +66,9 @@ def write_artifact(
         _BLUEPRINT: blueprint,
         _PARAMS: save_safetensors(params),
         _STABLEHLO: stablehlo,
-        _TORCHSCRIPT: torchscript,
     }
+    if torchscript is not None:
+        content[_TORCHSCRIPT] = torchscript
     manifest = Manifest(
         blueprint=blueprint_name,
         recipe=recipe,
@@ -104,13 +106,13 @@ def read_artifact(data: bytes, expected_id: str | None = None) -> Artifact:
         )
     try:
         members = read_archive(data, max_bytes=MAX_BYTES)
-        if set(members) != {*_CONTENT, _MANIFEST}:
+        if set(members) - {_TORCHSCRIPT} != {*_CONTENT, _MANIFEST}:
             raise ValueError(f"it has the members {sorted(members)}")
         manifest = Manifest.model_validate_json(members[_MANIFEST])
         params = load_safetensors(members[_PARAMS])
     except (ValueError, ValidationError, SafetensorError) as error:
         raise ArtifactError(f"{name} is not a kernel artifact: {error}") from error
-    for member in _CONTENT:
+    for member in (*_CONTENT, *({_TORCHSCRIPT} & set(members))):
         found = hashlib.sha256(members[member]).hexdigest()
         if manifest.digests.get(member) != found:
             raise ArtifactError(
@@ -132,5 +134,5 @@ def read_artifact(data: bytes, expected_id: str | None = None) -> Artifact:
         params={p.name: params[p.name] for p in manifest.parameters},
         blueprint=members[_BLUEPRINT],
         stablehlo=members[_STABLEHLO],
-        torchscript=members[_TORCHSCRIPT],
+        torchscript=members.get(_TORCHSCRIPT),
     )

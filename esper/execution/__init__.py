@@ -10,23 +10,43 @@ if TYPE_CHECKING:
     from esper.execution._compile_counter import count_compilations
     from esper.execution._programs import PlannedPrograms
     from esper_adapters.pytorch import (
+        AsyncKasminaConv2dLayer,
+        GradientSynchronizer,
         KasminaAttentionLayer,
         KasminaBatchNormLayer,
         KasminaConv2dLayer,
         KasminaLayer,
         KasminaLayerNormLayer,
+        KasminaStateLayout,
+        StreamManager,
     )
 
-__all__ = [
+_OF_TORCH = (
+    "AsyncKasminaConv2dLayer",
+    "GradientSynchronizer",
     "KasminaAttentionLayer",
     "KasminaBatchNormLayer",
     "KasminaConv2dLayer",
     "KasminaLayer",
     "KasminaLayerNormLayer",
+    "KasminaStateLayout",
+    "StreamManager",
+)
+
+__all__ = [
+    "AsyncKasminaConv2dLayer",
+    "GradientSynchronizer",
+    "KasminaAttentionLayer",
+    "KasminaBatchNormLayer",
+    "KasminaConv2dLayer",
+    "KasminaLayer",
+    "KasminaLayerNormLayer",
+    "KasminaStateLayout",
     "KernelCompilationError",
     "PlannedPrograms",
     "SeedLifecycleError",
     "SeedLifecycleState",
+    "StreamManager",
     "count_compilations",
     "load_jax_kernel",
     "load_torch_kernel",
@@ -35,7 +55,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # torch is imported by those who ask for a torch layer.
-    if name.startswith("Kasmina") and name in __all__:
+    if name in _OF_TORCH:
         from esper_adapters import pytorch
 
         return getattr(pytorch, name)

@@ -5,11 +5,12 @@ one program, and so one compilation.
 """
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from esper.artifacts import Artifact, load_stablehlo, load_torchscript
 from esper.contracts import KernelSignature
-from esper.tezzeret import jax_program, parse_blueprint, resolve
+from esper.errors import ArtifactError
+from esper.tezzeret import jax_program, native_program, parse_blueprint, resolve
 from esper_functional import Kernel, Program
 
 if TYPE_CHECKING:
@@ -27,8 +28,14 @@ def _jax_program(
     # A deserialised program cannot be mapped; its blueprint's function can, and the
     # compiler has refused the artifact unless they agree.
     ir = parse_blueprint(blueprint.decode(), "the artifact's blueprint")
-    twin = jax_program(resolve(ir, KernelSignature.model_validate_json(signature), dict(sizes)))
-    return Program(f"stablehlo:{digest}", load_stablehlo(stablehlo).call, batches=False, twin=twin)
+    shapes = KernelSignature.model_validate_json(signature)
+    return Program(
+        f"stablehlo:{digest}",
+        load_stablehlo(stablehlo).call,
+        example_rank=len(shapes.input_shape),
+        batches=False,
+        twin=jax_program(resolve(ir, shapes, dict(sizes))),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -56,23 +63,57 @@ def load_jax_kernel(artifact: Artifact) -> Kernel:
     return Kernel(program, params)
 
 
-def load_torch_kernel(artifact: Artifact) -> "TorchKernel":
-    """The kernel of an artifact's TorchScript program, with its parameters at birth.
+Route = Literal["torchscript", "native", "bridge"]
+"""How torch runs a kernel: the artifact's TorchScript; its blueprint's operations as torch's own,
+which `torch.compile` and `torch.func` see through; or its StableHLO, by jax."""
+
+
+@lru_cache(maxsize=256)
+def _native_program(blueprint: bytes, signature: str, sizes: tuple[tuple[str, int], ...]) -> Any:
+    ir = parse_blueprint(blueprint.decode(), "the artifact's blueprint")
+    return native_program(resolve(ir, KernelSignature.model_validate_json(signature), dict(sizes)))
+
+
+def load_torch_kernel(artifact: Artifact, *, route: Route | None = None) -> "TorchKernel":
+    """The kernel of an artifact for layers of torch, with its parameters at birth.
+
+    Args:
+        route: how it is to run; by default as TorchScript where the artifact holds any, and over
+            the bridge where it does not.
 
     Raises:
-        ArtifactError: where the program holds what is not allowed.
+        ArtifactError: where the program holds what is not allowed, or there is none for the route.
     """
-    from esper_adapters.pytorch import TorchKernel
+    from esper_adapters.pytorch import TorchKernel, kernel_from_jax
 
     manifest = artifact.manifest
+    chosen = route or ("bridge" if artifact.torchscript is None else "torchscript")
+    signature = manifest.signature
+    shapes = {
+        "input_shape": tuple(signature.input_shape),
+        "output_shape": tuple(signature.output_shape),
+        "dtype": signature.dtype,
+        "confidence": manifest.confidence,
+    }
+    if chosen == "bridge":
+        kernel = load_jax_kernel(artifact)
+        return kernel_from_jax(kernel, kernel_id=artifact.kernel_id, **shapes)
+    if chosen == "native":
+        program = _native_program(
+            artifact.blueprint, signature.model_dump_json(), tuple(sorted(manifest.sizes.items()))
+        )
+    elif artifact.torchscript is None:
+        raise ArtifactError(
+            f"kernel {artifact.kernel_id[:12]} holds no TorchScript: load it by the route"
+            " 'bridge', or 'native'"
+        )
+    else:
+        program = _torch_program(artifact.torchscript)
     return TorchKernel(
         kernel_id=artifact.kernel_id,
-        program=_torch_program(artifact.torchscript),
+        program=program,
         params=artifact.params,
-        example_rank=len(manifest.signature.input_shape),
-        input_shape=tuple(manifest.signature.input_shape),
-        output_shape=tuple(manifest.signature.output_shape),
-        dtype=manifest.signature.dtype,
-        confidence=manifest.confidence,
-        route="torchscript",
+        example_rank=len(signature.input_shape),
+        route=chosen,
+        **shapes,
     )

@@ -11,6 +11,7 @@ from esper.tezzeret._blueprint import (
 )
 from esper.tezzeret._compile import compile_blueprint, kernel_recipe
 from esper.tezzeret._kernel import kernel_from_blueprint
+from esper.tezzeret._native import native_program, torch_kernel_from_blueprint
 from esper.tezzeret._programs import jax_program
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "kernel_from_blueprint",
     "kernel_recipe",
     "load_blueprint",
+    "native_program",
     "parse_blueprint",
     "resolve",
+    "torch_kernel_from_blueprint",
 ]

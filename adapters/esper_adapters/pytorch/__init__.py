@@ -14,6 +14,7 @@ if torch.cuda.is_available() and "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.envir
         " XLA_PYTHON_CLIENT_PREALLOCATE yourself to decide otherwise"
     )
 
+from esper_adapters.pytorch._bridge import kernel_from_jax
 from esper_adapters.pytorch._family import (
     KasminaAttentionLayer,
     KasminaBatchNormLayer,
@@ -33,10 +34,17 @@ from esper_adapters.pytorch._layout import KasminaStateLayout
 from esper_adapters.pytorch._model import MorphableModel
 from esper_adapters.pytorch._optim import carry_optimizer
 from esper_adapters.pytorch._plain import export_plain
+from esper_adapters.pytorch._streams import (
+    AsyncKasminaConv2dLayer,
+    GradientSynchronizer,
+    StreamManager,
+)
 from esper_adapters.pytorch._table import SeedTable
 from esper_adapters.pytorch._wrap import unwrap, wrap
 
 __all__ = [
+    "AsyncKasminaConv2dLayer",
+    "GradientSynchronizer",
     "GraftedKernel",
     "HealthSample",
     "KasminaAttentionLayer",
@@ -48,12 +56,14 @@ __all__ = [
     "MorphableModel",
     "SeedTable",
     "SeededLayer",
+    "StreamManager",
     "TorchKernel",
     "absorb_faults",
     "advance_layers",
     "carry_optimizer",
     "export_plain",
     "kernel_from_function",
+    "kernel_from_jax",
     "kernel_from_module",
     "measure_outputs",
     "unwrap",

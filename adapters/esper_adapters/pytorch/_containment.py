@@ -35,18 +35,25 @@ def run_contained(
         The output, `[*batch, *out]`, and its verdict.
     """
     lead = x.dim() - example_rank
-    trains = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *params))
-    if not trains:
+    transformed = is_transformed()
+    if not torch.is_grad_enabled() or not (x.requires_grad or _any_trains(params)):
         k = program(*params, x)
-        return k, finite_examples(k, lead) if is_transformed() else _look(k, lead)
-    if is_transformed():
+        return k, finite_examples(k, lead) if transformed else _look(k, lead)
+    if transformed:
         token, x, *own = _Enter.apply(lead, x, *params)
         return _Leave.apply(lead, program(*own, x), token)
     gate = _Gate()
     x, *own = _Contain.apply(gate, lead, x, *params)
     k = program(*own, x)
-    gate.verdict = _look(k, lead)
-    return k, gate.verdict
+    gate.verdict = verdict = _look(k, lead)
+    return k, verdict
+
+
+def _any_trains(params: Sequence[Tensor]) -> bool:
+    for p in params:  # a generator costs a microsecond  # noqa: SIM110
+        if p.requires_grad:
+            return True
+    return False
 
 
 def is_transformed() -> bool:
@@ -77,17 +84,11 @@ def _throughout(ok: Tensor, lead: int) -> Tensor:
     return ok.flatten(lead).all(-1).view(*ok.shape[:lead], *(1,) * inner)
 
 
-def _all_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are known to be finite, without waiting for a device.
-
-    A CPU has what it has computed; a finite sum has no term that is not finite.
-    """
-    plain = type(tensor) is Tensor and tensor.device.type == "cpu"
-    return plain and math.isfinite(tensor.detach().sum().item())
-
-
 def _look(k: Tensor, lead: int) -> Verdict:
-    return None if _all_finite(k) else finite_examples(k.detach(), lead)
+    # A CPU has what it has computed, and a finite sum has no term that is not finite.
+    if type(k) is Tensor and k.is_cpu and math.isfinite(k.detach().sum().item()):
+        return None
+    return finite_examples(k.detach(), lead)
 
 
 def _contained(
@@ -101,19 +102,15 @@ def _contained(
     (wants_x, *wants_params), (d_x, *d_params) = wants, grads
     given: list[Tensor | None] = [None] * len(grads)
     if wants_x:
+        ok = finite_examples(d_x, lead)
         if finite is not None:
-            row = finite.reshape(*finite.shape[:lead], *(1,) * (d_x.dim() - lead))
-            given[0] = torch.where(row & finite_examples(d_x, lead), d_x, 0.0)
-        elif type(d_x) is Tensor and _all_finite(d_x):
-            given[0] = d_x
-        else:
-            given[0] = torch.where(finite_examples(d_x, lead), d_x, 0.0)
+            ok = ok & finite.reshape(*finite.shape[:lead], *(1,) * (d_x.dim() - lead))
+        given[0] = torch.where(ok, d_x, 0.0)
     clean = None if finite is None or not any(wants_params) else finite.all()
     for i, (g, wanted) in enumerate(zip(d_params, wants_params, strict=True), 1):
-        if wanted and clean is not None:
-            given[i] = torch.where(clean & torch.isfinite(g), g, 0.0)
-        elif wanted:
-            given[i] = g if _all_finite(g) else torch.where(torch.isfinite(g), g, 0.0)
+        if wanted:
+            ok = torch.isfinite(g) if clean is None else clean & torch.isfinite(g)
+            given[i] = torch.where(ok, g, 0.0)
     return given
 
 
@@ -136,8 +133,14 @@ class _Contain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        given = _contained(ctx.lead, ctx.gate.verdict, ctx.needs_input_grad[2:], grads)
-        return None, None, *given
+        verdict = ctx.gate.verdict
+        if verdict is None:
+            for g in grads:
+                if not math.isfinite(g.sum().item()):
+                    break
+            else:
+                return None, None, *grads
+        return None, None, *_contained(ctx.lead, verdict, ctx.needs_input_grad[2:], grads)
 
 
 class _Enter(torch.autograd.Function):

@@ -91,8 +91,8 @@ class GraftedKernel(nn.Module):
 
     def ordered_parameters(self) -> list[Tensor]:
         """The parameters in the order of the program's arguments."""
-        # By attribute: under `torch.func.functional_call` they are plain tensors.
-        return [getattr(self, name) for name in self._names]
+        # Under `torch.func.functional_call` they are plain tensors, in the same places.
+        return [*self._parameters.values()]  # pyright: ignore[reportReturnType]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Verdict]:
         """The output, `[*batch, *out]`, and which examples are finite."""

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from esper_adapters.pytorch import _loading, _saved
+from esper_adapters.pytorch._containment import Verdict
 from esper_adapters.pytorch._fold import folded_weights, take_weights
 from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._kernel import LayerShapes, Resolve, TorchKernel, check_torch_kernel
@@ -204,9 +205,18 @@ class SeededLayer(nn.Module):
     # What runs in a forward pass.
 
     def run_grafted(
-        self, live: Live, result: Any, args: Sequence[Any], options: dict[str, Any]
+        self,
+        live: Live,
+        result: Any,
+        args: Sequence[Any],
+        options: dict[str, Any],
+        ran: Sequence[tuple[Tensor, Verdict]] | None = None,
     ) -> Any:
-        """What the layer returned, its kernels blended into the first tensor of it."""
+        """What the layer returned, its kernels blended into the first tensor of it.
+
+        Args:
+            ran: what the kernels gave, where they have run already.
+        """
         several = isinstance(result, tuple | list) and bool(result)
         # Only set where it must be: setting is slow. Compiled, it must not be looked at.
         if torch.compiler.is_compiling() or not self._called:
@@ -219,21 +229,21 @@ class SeededLayer(nn.Module):
                 f" or several of which the first is one; it takes {type(x).__name__} and returns"
                 f" {type(h).__name__}. Unload its kernels, or choose another layer"
             )
-        y = self._blended(live, h, x.detach() if self.isolate else x)
+        if ran is None:
+            source = x.detach() if self.isolate else x
+            ran = [kernel(source) for kernel in live.kernels]
+        y = self._blended(live, h, x, ran)
         if not several:
             return y
         kind: Any = type(result)
         return kind(y, *result[1:]) if hasattr(result, "_fields") else kind((y, *result[1:]))
 
-    def run_kernels(self, live: Live, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """The output of each kernel, and which of its examples are finite."""
-        return [kernel(x) for kernel in live.kernels]
-
-    def _blended(self, live: Live, h: Tensor, x: Tensor) -> Tensor:
+    def _blended(
+        self, live: Live, h: Tensor, x: Tensor, ran: Sequence[tuple[Tensor, Verdict]]
+    ) -> Tensor:
         outputs: list[Tensor] = []
         finite: list[Tensor | None] = []
-        results = self.run_kernels(live, x)
-        for kernel, (k, ok) in zip(live.kernels, results, strict=True):
+        for kernel, (k, ok) in zip(live.kernels, ran, strict=True):
             if k.dtype != h.dtype and torch.is_autocast_enabled(h.device.type):
                 k = k.to(h.dtype)
             if k.shape != h.shape or k.dtype != h.dtype:

@@ -47,7 +47,7 @@ class RecentKernels:
                 _, dropped = self._kernels.popitem(last=False)
                 self._bytes -= _bytes(dropped)
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, float | int]:
         """Entries, size in MB and share of hits."""
         with self._lock:
             asked = self.hits + self.misses
