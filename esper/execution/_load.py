@@ -115,5 +115,6 @@ def load_torch_kernel(artifact: Artifact, *, route: Route | None = None) -> "Tor
         params=artifact.params,
         example_rank=len(signature.input_shape),
         route=chosen,
+        twin=lambda: load_jax_kernel(artifact),
         **shapes,
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from esper.contracts import KernelSignature
 from esper.tezzeret._blueprint import BlueprintIR, Graph, resolve
+from esper.tezzeret._kernel import kernel_from_blueprint
 from esper.tezzeret._programs import initial_params, torch_source
 
 
@@ -72,4 +73,5 @@ def torch_kernel_from_blueprint(
         dtype=signature.dtype,
         confidence=blueprint.confidence,
         route="native",
+        twin=lambda: kernel_from_blueprint(blueprint, signature, sizes=sizes, init_seed=init_seed),
     )

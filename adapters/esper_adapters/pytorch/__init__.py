@@ -22,6 +22,7 @@ from esper_adapters.pytorch._family import (
     KasminaLayer,
     KasminaLayerNormLayer,
 )
+from esper_adapters.pytorch._functional import TorchFunctional, from_functional, to_functional
 from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._health import HealthSample, measure_outputs
 from esper_adapters.pytorch._kernel import (
@@ -57,15 +58,18 @@ __all__ = [
     "SeedTable",
     "SeededLayer",
     "StreamManager",
+    "TorchFunctional",
     "TorchKernel",
     "absorb_faults",
     "advance_layers",
     "carry_optimizer",
     "export_plain",
+    "from_functional",
     "kernel_from_function",
     "kernel_from_jax",
     "kernel_from_module",
     "measure_outputs",
+    "to_functional",
     "unwrap",
     "wrap",
 ]

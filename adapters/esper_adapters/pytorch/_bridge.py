@@ -48,6 +48,7 @@ def kernel_from_jax(
         dtype,
         confidence,
         route="bridge",
+        twin=lambda: kernel,
     )
 
 

@@ -43,6 +43,7 @@ class GraftedKernel(nn.Module):
         self.example_rank = kernel.example_rank
         self.frozen = False
         self._module = (kernel.module,)
+        self.twin = kernel.twin
         # Not a child module: a loaded program has no parameters of its own, and
         # registering it would put it in the way of `.to()` and `state_dict`.
         self._program = (kernel.program,)
@@ -59,7 +60,8 @@ class GraftedKernel(nn.Module):
         self.set_errors(errors)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_program": (_written(self._program[0]),)}
+        program = (_written(self._program[0]),)
+        return {**self.__dict__, "_program": program, "twin": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
@@ -69,7 +71,7 @@ class GraftedKernel(nn.Module):
         twin = GraftedKernel.__new__(GraftedKernel)
         memo[id(self)] = twin
         # A program changes nothing, and may be shared.
-        shared = {"_program": self._program, "_module": self._module}
+        shared = {"_program": self._program, "_module": self._module, "twin": self.twin}
         own = {name: value for name, value in self.__dict__.items() if name not in shared}
         twin.__dict__.update(copy.deepcopy(own, memo), **shared)
         return twin

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper_functional import KernelMismatchError
+from esper_functional import Kernel, KernelMismatchError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,8 @@ class TorchKernel:
     route: str = "native"
     """How it runs: "torchscript" (an artifact's), "native" (torch's own operations), "bridge" (a
     program of jax)."""
+    twin: Callable[[], Kernel] | None = None
+    """Gives the same kernel of the core, where there is one; for `to_functional`."""
 
 
 Resolve = Callable[[str], TorchKernel]
