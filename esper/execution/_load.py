@@ -7,9 +7,10 @@ one program, and so one compilation.
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from esper.artifacts import Artifact, load_stablehlo, load_torchscript
+from esper.artifacts import Artifact, load_stablehlo
 from esper.contracts import KernelSignature
 from esper.errors import ArtifactError
+from esper.execution._script import ScriptProgram
 from esper.tezzeret import jax_program, native_program, parse_blueprint, resolve
 from esper_functional import Kernel, Program
 
@@ -40,7 +41,7 @@ def _jax_program(
 
 @lru_cache(maxsize=256)
 def _torch_program(torchscript: bytes) -> Any:
-    return load_torchscript(torchscript)
+    return ScriptProgram(torchscript)
 
 
 def load_jax_kernel(artifact: Artifact) -> Kernel:

@@ -1,7 +1,9 @@
 """KasminaLayer: an nn.Linear while it is dormant, the blend's formula while it is not."""
 
+import asyncio
 import copy
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -212,3 +214,77 @@ def test_what_is_captured_has_no_gradient():
         layer(x).sum().backward()
     (output,) = layer.capture(x)
     assert not output.requires_grad
+
+
+def test_it_takes_the_owners_arguments():
+    kernels = {artifact().kernel_id: torch_kernel()}
+    layer = KasminaLayer(
+        input_size=3,
+        output_size=5,
+        num_seeds=2,
+        cache_size_mb=1,
+        telemetry_enabled=False,
+        layer_name="transformer.dense",
+        resolve=kernels.__getitem__,
+    )
+    assert (layer.in_features, layer.out_features, layer.num_seeds) == (3, 5, 2)
+    assert (layer.layer_name, layer.telemetry_enabled) == ("transformer.dense", False)
+    original = nn.Linear(3, 5)
+    with torch.no_grad():
+        layer.default_transform.weight.copy_(original.weight)
+        layer.default_transform.bias.copy_(original.bias)
+    assert torch.equal(layer(inputs()), original(inputs()))
+    assert asyncio.run(layer.load_kernel(seed_idx=0, kernel=artifact().kernel_id))
+    assert not asyncio.run(layer.load_kernel(1, "00" * 32))
+    assert stage(layer, 1) is S.DORMANT
+    layer.set_seed_alpha(0, 0.4)
+    assert asyncio.run(layer.unload_kernel(0))
+    assert layer.load_kernel_sync(0, artifact().kernel_id)
+    cache = layer.get_layer_stats()["cache_stats"]
+    assert (cache["entries"], cache["hits"], cache["max_size_mb"]) == (1, 1, 1)
+
+
+def test_kernels_that_were_used_last_stay_at_hand_as_far_as_there_is_room():
+    asked: list[str] = []
+    wide = np.zeros((100, 1000), np.float32)
+
+    def resolve(kernel_id: str):
+        asked.append(kernel_id)
+        return dataclasses.replace(torch_kernel(), kernel_id=kernel_id, params={"w": wide})
+
+    table = SeedTable(("fc",), 1, cache_size_mb=1)
+    table.resolve = resolve
+    for kernel_id in ("a", "b", "a", "c", "a", "b"):
+        table.fetch(kernel_id)
+    # Two of 0.4 MB have room; of b, the oldest by then, c took the place.
+    assert asked == ["a", "b", "c", "b"]
+    stats = table.recent.stats()
+    assert (stats["entries"], stats["hits"], stats["misses"]) == (2, 2, 4)
+    assert stats["total_size_mb"] == 2 * wide.nbytes / (1 << 20)
+
+
+def test_loads_work_inside_and_outside_of_a_running_loop_and_forward_goes_on():
+    """While a kernel is looked for, the layer runs, and is its host."""
+    begun, found = threading.Event(), threading.Event()
+
+    def resolve(kernel_id: str):
+        begun.set()
+        assert found.wait(10)
+        return torch_kernel()
+
+    layer, x = make_layer(resolve=resolve), inputs()
+
+    async def growing() -> bool:
+        task = asyncio.create_task(layer.load_kernel(0, artifact().kernel_id, alpha=1.0))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        assert stage(layer) is S.LOADING
+        assert torch.equal(layer(x), bare_twin(layer)(x))
+        found.set()
+        done = await task
+        # The synchronous twin, in the running loop.
+        return done and layer.load_kernel_sync(1, torch_kernel(1), alpha=0.0)
+
+    assert asyncio.run(growing())
+    assert torch.equal(layer(x), run_torch(torch_kernel(), x))
+    assert layer.load_kernel_sync(2, artifact().kernel_id)

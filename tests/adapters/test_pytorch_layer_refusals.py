@@ -8,6 +8,7 @@ from esper_functional import (
     BlendError,
     Event,
     EventKind,
+    KasminaException,
     KernelMismatchError,
     SeedIndexError,
     SeedLifecycleError,
@@ -84,3 +85,21 @@ def test_an_activation_needs_its_kernel_and_a_layer_its_blend():
         make_layer().apply_event(Event(0, 0, 0, EventKind.ACTIVATE))
     with pytest.raises(BlendError, match="did you mean 'convex'"):
         make_layer(blend="convexx")
+
+
+def test_what_is_no_kernel_is_refused():
+    with pytest.raises(
+        KernelMismatchError, match="takes an artifact's id or a TorchKernel; got Linear: make one"
+    ):
+        make_layer().load_kernel_sync(0, torch.nn.Linear(3, 5))
+
+
+def test_an_id_needs_something_to_find_it_with():
+    layer = make_layer()
+    with pytest.raises(KasminaException, match="where there is a library: pass `library=`"):
+        layer.load_kernel_sync(0, "ab" * 32)
+
+
+def test_a_cache_of_less_than_nothing_is_refused():
+    with pytest.raises(ValueError, match="cache_size_mb must be at least 0, got -1"):
+        make_layer(cache_size_mb=-1)

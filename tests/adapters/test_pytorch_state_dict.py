@@ -123,3 +123,15 @@ def test_a_stand_alone_layer_saves_and_loads_too():
     twin.load_state_dict(layer.state_dict())
     assert torch.equal(twin(X), layer(X))
     assert artifact().kernel_id == KERNEL.kernel_id
+
+
+def test_kernels_of_which_the_file_has_no_word_are_refused_and_kept():
+    model, host = grown(), make_host(5)
+    before = {n: t.clone() for n, t in model.state_dict().items() if torch.is_tensor(t)}
+    with pytest.raises(KasminaException, match=r"layer '0' carries kernels, of which .* no word"):
+        model.load_state_dict(host.state_dict())
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    model.load_state_dict(host.state_dict(), strict=False)
+    assert model[0].kernel(1) is not None
+    assert torch.equal(model[0].weight, host[0].weight)

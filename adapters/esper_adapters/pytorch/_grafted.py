@@ -1,8 +1,6 @@
 """A kernel in its place: parameters that are registered, and what is counted of it."""
 
 import copy
-import dataclasses
-import io
 from typing import Any
 
 import torch
@@ -60,12 +58,8 @@ class GraftedKernel(nn.Module):
         self.set_errors(errors)
 
     def __getstate__(self) -> dict[str, Any]:
-        program = (_written(self._program[0]),)
-        return {**self.__dict__, "_program": program, "twin": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        nn.Module.__setstate__(self, state)
-        self._program = (_read(self._program[0]),)
+        # What finds the twin is of this process.
+        return {**self.__dict__, "twin": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraftedKernel":
         twin = GraftedKernel.__new__(GraftedKernel)
@@ -134,22 +128,3 @@ def _is_repeated() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._current_graph_task_id() != -1 or in_transform()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Archive:
-    """TorchScript as bytes: a loaded module cannot be pickled."""
-
-    data: bytes
-
-
-def _written(program: Any) -> Any:
-    if not isinstance(program, torch.jit.ScriptModule):
-        return program
-    buffer = io.BytesIO()
-    torch.jit.save(program, buffer)
-    return _Archive(buffer.getvalue())
-
-
-def _read(program: Any) -> Any:
-    return torch.jit.load(io.BytesIO(program.data)) if isinstance(program, _Archive) else program

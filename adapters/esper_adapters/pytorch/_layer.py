@@ -442,7 +442,7 @@ class SeededLayer(nn.Module):
     def load_kernel_sync(
         self,
         seed_idx: int,
-        kernel: TorchKernel | str,
+        kernel: Any,
         *,
         step: int | None = None,
         alpha: float | None = None,
@@ -468,7 +468,7 @@ class SeededLayer(nn.Module):
     async def load_kernel(
         self,
         seed_idx: int,
-        kernel: TorchKernel | str,
+        kernel: Any,
         *,
         step: int | None = None,
         alpha: float | None = None,

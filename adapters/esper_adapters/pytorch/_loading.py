@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from esper_adapters._naming import check_alpha, first_alpha
 from esper_adapters.pytorch._kernel import TorchKernel
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def load(
     layer: "SeededLayer",
     seed: int,
-    kernel: TorchKernel | str,
+    kernel: Any,
     alpha: float | None,
     step: int | None,
 ) -> bool:
@@ -27,7 +27,7 @@ def load(
 async def load_in_thread(
     layer: "SeededLayer",
     seed: int,
-    kernel: TorchKernel | str,
+    kernel: Any,
     alpha: float | None,
     step: int | None,
 ) -> bool:
@@ -47,14 +47,14 @@ async def load_in_thread(
     return _finish(layer, seed, kernel_id, alpha, step, outcome)
 
 
-def _find(layer: "SeededLayer", kernel: TorchKernel | str) -> TorchKernel:
+def _find(layer: "SeededLayer", kernel: Any) -> TorchKernel:
     return layer.seed_table.fetch(kernel) if isinstance(kernel, str) else kernel
 
 
 def _begin(
     layer: "SeededLayer",
     seed: int,
-    kernel: TorchKernel | str,
+    kernel: Any,
     alpha: float | None,
     step: int | None,
 ) -> str:

@@ -82,7 +82,7 @@ class MorphableModel(nn.Module):
         self,
         layer_name: str,
         seed_idx: int,
-        kernel: TorchKernel | str | None = None,
+        kernel: Any = None,
         *,
         kernel_artifact_id: str | None = None,
         alpha: float | None = None,
@@ -113,7 +113,7 @@ class MorphableModel(nn.Module):
         self,
         layer_name: str,
         seed_idx: int,
-        kernel: TorchKernel | str | None = None,
+        kernel: Any = None,
         *,
         kernel_artifact_id: str | None = None,
         alpha: float | None = None,
@@ -330,7 +330,7 @@ class MorphableModel(nn.Module):
         return {"max_abs": float(gap.max()), "mean_abs": float(gap.mean())}
 
 
-def _one_of(kernel: TorchKernel | str | None, kernel_artifact_id: str | None) -> TorchKernel | str:
+def _one_of(kernel: Any, kernel_artifact_id: str | None) -> Any:
     chosen = kernel if kernel_artifact_id is None else kernel_artifact_id
     if chosen is None or (kernel is not None and kernel_artifact_id is not None):
         raise TypeError("load_kernel takes one kernel: an artifact's id, or a TorchKernel")

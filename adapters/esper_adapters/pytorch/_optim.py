@@ -1,6 +1,6 @@
 """Optimisers of torch, along with the surgery of their models."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,18 +19,25 @@ def grafted_kernels(model: nn.Module) -> list[GraftedKernel]:
 
 
 def carry_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, **options: Any
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    *,
+    saved: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> torch.optim.Optimizer:
     """Fit an optimiser to what grafts, unloads, fossils, folds and failures made of its model.
 
-    In place: parameters of new kernels join in a group of their own, with the optimiser's
-    defaults and no state yet; those of kernels that are gone or frozen leave it, with their
-    state. Nobody else's state, group or learning rate is touched.
+    In place: the parameters of each new kernel join in a group of their own, with the optimiser's
+    defaults and no state yet, which has the kernel's path under "kernel"; those of kernels that
+    are gone or frozen leave it, with their state. Nobody else's state, group or learning rate is
+    touched.
 
     Args:
         optimizer: any of `torch.optim` that keeps its state by parameter.
         model: as it is now.
-        options: of the new group, such as `lr`, where they are not the optimiser's defaults.
+        saved: the state_dict of an optimiser that is to be loaded next. Its groups have the order
+            in which its kernels came, and new ones join in that order here.
+        options: of the new groups, such as `lr`, where they are not the optimiser's defaults.
 
     Returns:
         The optimiser itself.
@@ -57,9 +64,16 @@ def carry_optimizer(
             _keep(group, kept)
     optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    joining = [p for p in own if p.requires_grad and id(p) not in known]
-    if joining:
-        _join(optimizer, model, joining, options)
+    order = [] if saved is None else [group.get("kernel") for group in saved["param_groups"]]
+    joining: dict[str, list[nn.Parameter]] = {}
+    for path, kernel in model.named_modules():
+        if isinstance(kernel, GraftedKernel):
+            new = [p for p in kernel.parameters() if p.requires_grad and id(p) not in known]
+            joining |= {path: new} if new else {}
+    for path in sorted(
+        joining, key=lambda path: order.index(path) if path in order else len(order)
+    ):
+        _join(optimizer, model, joining[path], {"kernel": path, **options})
     return optimizer
 
 

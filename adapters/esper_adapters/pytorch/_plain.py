@@ -156,7 +156,8 @@ def _plain_kernel(kernel: GraftedKernel) -> nn.Module:
                 p.copy_(getattr(kernel, name))
                 p.requires_grad_(not kernel.frozen)
         return inner
-    program = kernel.program
+    # TorchScript goes along as it is, a module of torch's own.
+    program = getattr(kernel.program, "module", kernel.program)
     if not isinstance(program, nn.Module):
         return _traced(kernel, program)
     root, graph = nn.Module(), fx.Graph()

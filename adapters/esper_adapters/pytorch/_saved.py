@@ -25,8 +25,10 @@ def is_seeds(extra: Any) -> bool:
 def save_seeds(layer: "SeededLayer", destination: Any, prefix: str) -> None:
     """Write the layer's row of the seed state, and its kernels' ids; all of it plain data."""
     state, row = layer.seeds, layer.row
-    # Dormant, the keys are the base layer's.
-    if not np.asarray(state.stage)[row].any():
+    # Dormant, a model's keys are its host's; in one that has grown, a layer that is empty again
+    # may still have something to tell.
+    grown, busy = np.asarray(state.stage).any(), np.asarray(state.stage)[row].any()
+    if not busy and not (grown and np.asarray(state.last_update)[row].any()):
         return
     arrays = {
         field.name: torch.tensor(np.asarray(getattr(state, field.name))[row])
