@@ -59,7 +59,7 @@ def wrap(
     contain: bool = True,
     library: "Library | Path | str | None" = None,
     route: "Route | None" = None,
-    cache_size_mb: int = 128,
+    cache_size_mb: int | None = None,
     copy: bool = False,
     example: tuple[Any, ...] | None = None,
     call: Callable[..., Any] | None = None,
@@ -79,12 +79,13 @@ def wrap(
         blend: "convex", "residual" or "sequential".
         isolate: stop gradients from kernels to the layers' inputs.
         contain: keep gradients of a failed kernel out of its host's; False allows forward-mode
-            and second derivatives (jax), and leaves a failed kernel's gradients uncontained.
+            and second derivatives (jax), is faster (torch), and leaves a failed kernel's gradients
+            uncontained.
         library: the library, or its folder, that kernels are loaded from by id.
         route: (torch) how kernels of the library run; see `esper.execution.load_torch_kernel`.
             "native" is what `torch.compile` and `torch.func` see through.
         cache_size_mb: (torch) how much memory kernels may take that were loaded, and are kept for
-            being loaded again.
+            being loaded again; 128 by default.
         copy: (torch) copy the parameters instead of sharing them.
         example: (jax) arguments of one call, by which shapes are known and kernels that do not
             fit are refused when they are loaded.
@@ -110,13 +111,15 @@ def wrap(
 
         if example is not None:
             raise InputError("esper.wrap: `example` is for jax models; a torch layer knows its own")
-        if not contain or call is not None:
-            raise InputError("esper.wrap: `contain=False` and `call` are for jax models")
+        if call is not None:
+            raise InputError("esper.wrap: `call` is for jax models")
         if store is not None:
             options["resolve"] = lambda kernel_id: load_torch_kernel(
                 store.get(kernel_id), route=route
             )
-        return pytorch.wrap(model, copy=copy, cache_size_mb=cache_size_mb, **options)
+        return pytorch.wrap(
+            model, contain=contain, copy=copy, cache_size_mb=cache_size_mb, **options
+        )
     face = _jax_face(model) or _seeded_face(model)
     if face is None:
         raise InputError(
@@ -124,8 +127,11 @@ def wrap(
             f" {type(model).__name__}. Linen modules and plain functions become networks with"
             " sites: see esper_adapters.flax.linen_sites and esper_functional"
         )
-    if route is not None:
-        raise InputError("esper.wrap: `route` is for torch models; jax runs StableHLO")
+    if route is not None or cache_size_mb is not None:
+        raise InputError(
+            "esper.wrap: `route` and `cache_size_mb` are for torch models; jax runs StableHLO, and"
+            " a library's kernels are kept by it"
+        )
     if copy:
         raise InputError("esper.wrap: `copy` is for torch models; arrays of jax never change")
     if store is not None:

@@ -230,3 +230,19 @@ def test_every_call_of_a_layer_counts_as_a_step(order, count):
     batches = {"bad": some_bad(), "good": fine()}
     sum(layer(batches[name]).sum() for name in order).backward()
     assert layer.error_counts().tolist() == [count]
+
+
+def test_gradients_that_are_not_contained_are_torchs_own_and_outputs_are_contained():
+    layer = make_layer(root_kernel(), contain=False)
+    output = backward(layer, x := some_bad())
+    assert torch.isfinite(output).all()
+    assert layer.error_counts().tolist() == [1]
+    assert torch.isnan(layer.kernel(0).scale.grad).all()
+    assert torch.isnan(x.grad[1]).all()
+    contained, x = make_layer(root_kernel()), fine().requires_grad_()
+    backward(contained, x)
+    free, y = make_layer(root_kernel(), contain=False), fine().requires_grad_()
+    backward(free, y)
+    assert torch.equal(x.grad, y.grad)
+    for p, q in zip(contained.parameters(), free.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)

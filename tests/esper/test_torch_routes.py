@@ -12,7 +12,7 @@ from torch import nn
 import esper
 from esper.artifacts import read_artifact, write_artifact
 from esper.contracts import KernelSignature
-from esper.errors import ArtifactError, InputError
+from esper.errors import ArtifactError
 from esper.execution import load_jax_kernel, load_torch_kernel
 from esper.tezzeret import load_blueprint, torch_kernel_from_blueprint
 from esper.urza import Library
@@ -107,14 +107,6 @@ def test_an_artifact_that_has_stablehlo_alone_runs_over_the_bridge(tmp_path):
     kernel = load_jax_kernel(artifact())
     x = batch()
     assert_close(model(x).detach(), kernel.program.apply(kernel.params, jnp.asarray(x.numpy())))
-
-
-def test_a_route_is_for_torch():
-    equinox = pytest.importorskip("equinox")
-    import jax
-
-    with pytest.raises(InputError, match="`route` is for torch models"):
-        esper.wrap(equinox.nn.Linear(3, 5, key=jax.random.key(0)), route="native")
 
 
 def test_a_blueprint_becomes_a_kernel_of_torch_without_an_artifact():

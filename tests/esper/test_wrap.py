@@ -108,6 +108,10 @@ def test_options_reach_the_face(framework):
         assert not esper.wrap(MAKE[framework](), contain=False).plan.contain
         chosen = esper.wrap(MAKE[framework](), target_layers=["layers.1"])
         assert chosen.sites == ("layers.1",)
+    else:
+        free = esper.wrap(MAKE[framework](), contain=False, cache_size_mb=3)
+        assert not any(layer.contain for layer in free.kasmina_layers.values())
+        assert free.seed_table.recent.size_mb == 3
 
 
 @every_jax
@@ -123,7 +127,9 @@ def test_an_example_says_what_layers_take(framework):
         ("equinox", {"copy": True}, "`copy` is for torch models; arrays of jax never change"),
         ("flax", {"copy": True}, "`copy` is for torch models"),
         ("torch", {"example": (X,)}, "`example` is for jax models; a torch layer knows its own"),
-        ("torch", {"contain": False}, "`contain=False` and `call` are for jax models"),
+        ("torch", {"call": lambda module, x: module(x)}, "`call` is for jax models"),
+        ("flax", {"route": "native"}, "`route` and `cache_size_mb` are for torch models"),
+        ("equinox", {"cache_size_mb": 3}, "`route` and `cache_size_mb` are for torch models"),
     ],
 )
 def test_options_of_another_framework_are_refused(framework, options, message):

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench import active, dormant, graft, population, state
+from experiments.bench import active, dormant, graft, population, pytorch, state
 from experiments.bench.__main__ import BENCHMARKS, main, start_process
 from experiments.bench._command import Benchmark, parse, run
 from experiments.bench._paired import Sampling
 from experiments.bench._results import Figure, Results
 
 MODULES = {"active": active, "dormant": dormant, "graft": graft}
-MODULES |= {"population": population, "state": state}
+MODULES |= {"population": population, "pytorch": pytorch, "state": state}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,11 @@ Verdict = Tensor | None
 
 
 def run_contained(
-    program: Callable[..., Tensor], params: Sequence[Tensor], x: Tensor, example_rank: int
+    program: Callable[..., Tensor],
+    params: Sequence[Tensor],
+    x: Tensor,
+    example_rank: int,
+    contain: bool = True,
 ) -> tuple[Tensor, Verdict]:
     """`program(*params, x)`, whose gradients are withheld where they or it are not finite.
 
@@ -30,13 +34,15 @@ def run_contained(
     Args:
         x: `[*batch, *example]`.
         example_rank: axes of one example.
+        contain: False leaves the gradients as they are.
 
     Returns:
         The output, `[*batch, *out]`, and its verdict.
     """
     lead = x.dim() - example_rank
     transformed = is_transformed()
-    if not torch.is_grad_enabled() or not (x.requires_grad or _any_trains(params)):
+    trains = contain and torch.is_grad_enabled()
+    if not trains or not (x.requires_grad or _any_trains(params)):
         k = program(*params, x)
         return k, finite_examples(k, lead) if transformed else _look(k, lead)
     if transformed:

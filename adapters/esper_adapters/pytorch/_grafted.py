@@ -34,12 +34,15 @@ class GraftedKernel(nn.Module):
     working: Tensor
     """bool: fewer than three."""
 
-    def __init__(self, kernel: TorchKernel, device: torch.device, errors: int = 0) -> None:
+    def __init__(
+        self, kernel: TorchKernel, device: torch.device, errors: int = 0, contain: bool = True
+    ) -> None:
         super().__init__()
         self.kernel_id = kernel.kernel_id
         self.route = kernel.route
         self.example_rank = kernel.example_rank
         self.frozen = False
+        self.contain = contain
         self._module = (kernel.module,)
         self.twin = kernel.twin
         # Not a child module: a loaded program has no parameters of its own, and
@@ -95,7 +98,7 @@ class GraftedKernel(nn.Module):
         params = self.ordered_parameters()
         if self.frozen:
             params = [p.detach() for p in params]
-        return run_contained(self._program[0], params, x, self.example_rank)
+        return run_contained(self._program[0], params, x, self.example_rank, self.contain)
 
     def set_errors(self, count: int) -> None:
         """Set the consecutive failures."""

@@ -68,6 +68,8 @@ class SeededLayer(nn.Module):
         layer_name: its name in events and messages.
         blend: "convex", "residual" or "sequential".
         isolate: stop gradients from kernels to the layer's input.
+        contain: keep gradients that are not finite of a failed kernel out of its host's and its
+            own parameters. Its outputs are contained in any case.
         resolve: finds kernels by id, for `load_kernel`.
     """
 
@@ -83,6 +85,7 @@ class SeededLayer(nn.Module):
     _row: int
     blend: Blend
     isolate: bool
+    contain: bool = True
     telemetry_enabled: bool = True
     _live: Live | None = None
     """What is blended; None where nothing is."""
@@ -108,6 +111,7 @@ class SeededLayer(nn.Module):
         layer_name: str | None = None,
         blend: str = "convex",
         isolate: bool = False,
+        contain: bool = True,
         resolve: Resolve | None = None,
         **options: Any,
     ) -> None:
@@ -115,15 +119,18 @@ class SeededLayer(nn.Module):
         name = type(self).__name__ if layer_name is None else layer_name
         table = SeedTable((name,), num_seeds, cache_size_mb)
         table.resolve = resolve
-        self.plant(table, 0, check_blend(blend), isolate)
+        self.plant(table, 0, check_blend(blend), isolate, contain)
         self.telemetry_enabled = telemetry_enabled
 
-    def plant(self, table: SeedTable, row: int, blend: Blend, isolate: bool) -> None:
+    def plant(
+        self, table: SeedTable, row: int, blend: Blend, isolate: bool, contain: bool = True
+    ) -> None:
         """Make this layer the one of a row of seeds; for `wrap`."""
         self._table = table
         self._row = row
         self.blend = blend
         self.isolate = isolate
+        self.contain = contain
         # In the instance from the start: what compiled programs are guarded by has one place.
         self._live = None
         self._running = {}
@@ -308,7 +315,7 @@ class SeededLayer(nn.Module):
         for restoring what events have led to.
         """
         errors = int(self._table.state.error_count[self._row, seed])
-        grafted = GraftedKernel(kernel, device_of(self), errors)
+        grafted = GraftedKernel(kernel, device_of(self), errors, self.contain)
         grafted.train(self.training)
         self.add_module(f"kernel_{seed}", grafted)
         return grafted

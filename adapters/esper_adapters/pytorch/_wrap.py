@@ -39,6 +39,7 @@ def wrap(
     seeds_per_layer: int = 4,
     blend: str = "convex",
     isolate: bool = False,
+    contain: bool = True,
     resolve: Resolve | None = None,
     cache_size_mb: int = 128,
     copy: bool = False,
@@ -52,6 +53,8 @@ def wrap(
         seeds_per_layer: how many kernels each can carry, at least 1.
         blend: "convex", "residual" or "sequential".
         isolate: stop gradients from kernels to the layers' inputs.
+        contain: keep gradients that are not finite of a failed kernel out of its host's and its
+            own parameters; False is faster, by the price of two checks a kernel and step.
         resolve: finds kernels by id.
         cache_size_mb: how much memory kernels may take that are kept for being loaded again.
         copy: copy the parameters too, instead of sharing them.
@@ -78,7 +81,7 @@ def wrap(
     for row, name in enumerate(names):
         layer: Any = model.get_submodule(name)
         layer.__class__ = seeded_class(type(layer))
-        layer.plant(table, row, kind, isolate)
+        layer.plant(table, row, kind, isolate, contain)
         layer._fused = fused_hosts(model, name)
         layer._tied = any(id(p) in shared for p in layer.parameters(recurse=False))
     model.__class__ = morphable_class(type(model))
@@ -89,7 +92,7 @@ def wrap(
 
 
 _PLANTED = (
-    *("_table", "_row", "blend", "isolate", "telemetry_enabled", "_live", "_running"),
+    *("_table", "_row", "blend", "isolate", "contain", "telemetry_enabled", "_live", "_running"),
     *("_called", "_fused", "_hook", "_tied", "_returns_several"),
 )
 
