@@ -117,9 +117,9 @@ def wrap(
             options["resolve"] = lambda kernel_id: load_torch_kernel(
                 store.get(kernel_id), route=route
             )
-        return pytorch.wrap(
-            model, contain=contain, copy=copy, cache_size_mb=cache_size_mb, **options
-        )
+        if cache_size_mb is not None:
+            options["cache_size_mb"] = cache_size_mb
+        return pytorch.wrap(model, contain=contain, copy=copy, **options)
     face = _jax_face(model) or _seeded_face(model)
     if face is None:
         raise InputError(
