@@ -15,6 +15,7 @@ if torch.cuda.is_available() and "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.envir
     )
 
 from esper_adapters.pytorch._bridge import kernel_from_jax
+from esper_adapters.pytorch._distributed import share_events
 from esper_adapters.pytorch._family import (
     KasminaAttentionLayer,
     KasminaBatchNormLayer,
@@ -35,6 +36,7 @@ from esper_adapters.pytorch._layout import KasminaStateLayout
 from esper_adapters.pytorch._model import MorphableModel
 from esper_adapters.pytorch._optim import carry_optimizer
 from esper_adapters.pytorch._plain import export_plain
+from esper_adapters.pytorch._replicas import replicate_kernels
 from esper_adapters.pytorch._streams import (
     AsyncKasminaConv2dLayer,
     GradientSynchronizer,
@@ -69,6 +71,8 @@ __all__ = [
     "kernel_from_jax",
     "kernel_from_module",
     "measure_outputs",
+    "replicate_kernels",
+    "share_events",
     "to_functional",
     "unwrap",
     "wrap",

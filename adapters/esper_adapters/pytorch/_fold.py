@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from esper_adapters._errors import tied_weights
+from esper_adapters.pytorch._sharded import is_sharded
 from esper_functional import Event, FoldError, advance, affine_of, apply_event, fold_linear
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ def folded_weights(layer: "SeededLayer", event: Event) -> tuple[np.ndarray, np.n
             f"fold: {where} is not a linear layer, and only into those kernels can be folded:"
             " fossilise the kernel instead"
         )
-    if type(held.data) is not torch.Tensor:
+    if type(held.data) is not torch.Tensor or is_sharded(layer):
         raise FoldError(
-            f"fold: the weight of {where} is a {type(held.data).__name__}, of which this process"
-            " holds a part: fossilise the kernel instead, or fold when the model is whole again"
+            f"fold: the weight of {where} is spread over processes, of which this one holds a part:"
+            " fossilise the kernel instead, or fold when the model is whole again"
         )
     if layer._tied:
         raise tied_weights(layer.layer_name)

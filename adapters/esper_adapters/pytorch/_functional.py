@@ -17,6 +17,7 @@ from esper_adapters.pytorch._bridge import to_jax, to_torch
 from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._layer import SeededLayer
 from esper_adapters.pytorch._model import MorphableModel
+from esper_adapters.pytorch._sharded import refuse_sharded
 from esper_functional import Blend, KasminaException, Kernel, SeedState
 
 
@@ -122,6 +123,7 @@ def _check_wrapped(model: Any, what: str) -> None:
         raise KasminaException(
             f"{what}: {type(model).__name__} is not a wrapped model; pass what esper.wrap returned"
         )
+    refuse_sharded(model, what)
 
 
 def _grafted(layers: list[SeededLayer]) -> Iterator[tuple[SeededLayer, int, GraftedKernel]]:

@@ -96,6 +96,8 @@ def observe_sample(
         if seen:
             rows = torch.stack([sample.measured[place] for place in seen]).cpu().numpy()
             measured[[places.index(place) for place in seen]] = rows
+        if table.replicas is not None:
+            measured = table.replicas.mean_of_measured(measured, list(map(places.index, seen)))
         _, table.statistics = observe_statistics(table.state, table.statistics, measured, step=step)
         events = [
             Event(step, row, seed, EventKind.HEALTH, value=float(score))

@@ -21,12 +21,14 @@ from esper_adapters.pytorch._fold import folded_weights, take_weights
 from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._kernel import LayerShapes, Resolve, TorchKernel, check_torch_kernel
 from esper_adapters.pytorch._layout import KasminaStateLayout
+from esper_adapters.pytorch._sharded import is_sharded, refuse_sharded
 from esper_adapters.pytorch._table import SeedTable
 from esper_adapters.pytorch._tensors import device_of, dtype_of, words
 from esper_functional import (
     Blend,
     Event,
     EventKind,
+    KasminaException,
     KernelMismatchError,
     SeedLifecycleState,
     SeedState,
@@ -143,6 +145,7 @@ class SeededLayer(nn.Module):
         # Classes that were made for a host's cannot be found by their names.
         from esper_adapters.pytorch._family import fresh_layer
 
+        refuse_sharded(self, "pickle")
         return fresh_layer, (type(self)._esper_base, type(self)._esper_kind), self.__getstate__()
 
     @property
@@ -288,6 +291,8 @@ class SeededLayer(nn.Module):
                         "an ACTIVATE event needs the kernel that it grafts: use load_kernel"
                     )
                 self.check_kernel(kernel)
+                if self._table.replicas is not None:
+                    self._table.replicas.check_kernel(kernel, f"layer {self.layer_name!r}")
             folded = folded_weights(self, event) if event.kind is EventKind.FOLD else None
             self._table.apply(event)
             held = self.kernel(event.seed)
@@ -305,7 +310,13 @@ class SeededLayer(nn.Module):
 
         Raises:
             KernelMismatchError: with what was expected and what was found.
+            KasminaException: for a sharded layer of a model whose kernels nobody keeps equal.
         """
+        if is_sharded(self) and self._table.replicas is None:
+            raise KasminaException(
+                f"layer {self.layer_name!r} is sharded by FSDP, which does not know of kernels:"
+                " call replicate_kernels(model), so that they stay equal on all ranks"
+            )
         check_torch_kernel(kernel, self.shapes, f"layer {self.layer_name!r}")
 
     def place(self, seed: int, kernel: TorchKernel) -> GraftedKernel:
@@ -318,6 +329,8 @@ class SeededLayer(nn.Module):
         grafted = GraftedKernel(kernel, device_of(self), errors, self.contain)
         grafted.train(self.training)
         self.add_module(f"kernel_{seed}", grafted)
+        if self._table.replicas is not None:
+            self._table.replicas.join(grafted)
         return grafted
 
     def remove(self, seed: int) -> None:
@@ -606,7 +619,10 @@ def absorb_faults(table: SeedTable, layers: Sequence[SeededLayer], step: int) ->
         on_device = [kernel.errors for layer in layers for kernel in layer.running.values()]
         if not on_device:
             return []
-        counts = torch.stack(on_device).cpu().numpy()
+        counts = torch.stack(on_device)
+        if table.replicas is not None:
+            counts = table.replicas.largest(counts)
+        counts = counts.cpu().numpy()
         events = fault_events(table.state, counts, step=step)
         for event in events:
             table.apply(event)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from esper_adapters._naming import check_alpha, first_alpha
 from esper_adapters.pytorch._kernel import TorchKernel
-from esper_functional import Event, EventKind, KernelMismatchError
+from esper_functional import Event, EventKind, KasminaException, KernelMismatchError
 
 if TYPE_CHECKING:
     from esper_adapters.pytorch._layer import SeededLayer
@@ -32,6 +32,11 @@ async def load_in_thread(
     step: int | None,
 ) -> bool:
     """`load`, finding the kernel in a thread; the seed is LOADING meanwhile."""
+    if layer.seed_table.replicas is not None:
+        raise KasminaException(
+            "load_kernel: the kernels are replicated, and a thread is done at another step on each"
+            " rank: use load_kernel_sync on all ranks, or share_events"
+        )
     kernel_id = _begin(layer, seed, kernel, alpha, step)
     found: TorchKernel | BaseException
     try:
@@ -96,7 +101,7 @@ def _finish(
         SeededLayer.apply_event(layer, Event(now, layer.row, seed, kind, kernel_id, value), kernel)
 
     try:
-        kernel = find()
+        kernel = find() if table.replicas is None else table.replicas.find(find)
         value = first_alpha(kernel.confidence) if alpha is None else alpha
         apply(EventKind.ACTIVATE, value, kernel)
     except LookupError:

@@ -8,21 +8,25 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from esper_adapters._naming import find_row
 from esper_adapters.pytorch import _loading
 from esper_adapters.pytorch._family import same_name, seeded_class
+from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._health import HealthSample, observe_sample, sample_health
 from esper_adapters.pytorch._kernel import TorchKernel
 from esper_adapters.pytorch._layer import SeededLayer, absorb_faults, advance_layers
 from esper_adapters.pytorch._saved import check_seeds
 from esper_adapters.pytorch._shadow import run_shadow
+from esper_adapters.pytorch._sharded import refuse_sharded
 from esper_adapters.pytorch._table import SeedTable
 from esper_adapters.pytorch._tensors import floats_of
 from esper_functional import (
     Event,
     EventKind,
+    KasminaException,
     SeedIndexError,
     SeedLifecycleState,
     SeedState,
@@ -41,10 +45,38 @@ class MorphableModel(nn.Module):
         return f"Morphable{host_class(type(self)).__name__}"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        refuse_sharded(self, "pickle")
         base: Any = host_class(type(self))
         if issubclass(base, SeededLayer):
             return fresh_model, (base._esper_base, base._esper_kind), self.__getstate__()
         return fresh_model, (base, "plain"), self.__getstate__()
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DistributedDataParallel leaves alone: kernels, and what the host names.
+
+        Raises:
+            KasminaException: where nobody else would keep the kernels equal.
+        """
+        if self._esper_table.replicas is None and _has_peers():
+            raise KasminaException(
+                "DistributedDataParallel averages the gradients of parameters that it meets when it"
+                " is made, and kernels come and go: call replicate_kernels(model) before"
+            )
+        own = vars(self).get(_IGNORED, getattr(host_class(type(self)), _IGNORED, ()))
+        held = [m for m in self.named_modules() if isinstance(m[1], GraftedKernel)]
+        # It broadcasts buffers that come later too, and what is counted is each rank's own.
+        counted = [
+            f"{name}.kernel_{seed}.{buffer}".removeprefix(".")
+            for name, layer in self.kasmina_layers.items()
+            for seed in range(layer.num_seeds)
+            for buffer in ("errors", "working")
+        ]
+        return [*own, *counted, *(f"{n}.{key}" for n, k in held for key, _ in k.named_parameters())]
+
+    @_ddp_params_and_buffers_to_ignore.setter
+    def _ddp_params_and_buffers_to_ignore(self, names: list[str]) -> None:
+        vars(self)[_IGNORED] = names
 
     @property
     def kasmina_layers(self) -> dict[str, SeededLayer]:
@@ -172,7 +204,12 @@ class MorphableModel(nn.Module):
         nothing else; buffers and the random state stay as they are. Costs one forward pass for
         each incubating kernel. Activations must not be checkpointed within: what would be computed
         again in the backward pass is the model, and no shadow, and torch refuses it.
+
+        Raises:
+            KasminaException: for a model that FSDP has sharded: its forward pass puts whole
+                parameters in the place of those that a shadow holds still.
         """
+        refuse_sharded(self, "shadow_forward")
         return tuple(
             run_shadow(self, layer, seed, args, options)
             for layer in self.kasmina_layers.values()
@@ -197,6 +234,8 @@ class MorphableModel(nn.Module):
         now = table.at(step)
         others = any(layer._called for layer in layers)
         idle = [layer for layer in layers if layer.passed_by(others)]
+        if table.replicas is not None:
+            idle = table.replicas.same_everywhere(table, now, idle)
         if idle:
             warnings.warn(
                 f"kernels run in layers {[layer.layer_name for layer in idle]}, and no forward pass"
@@ -276,7 +315,11 @@ class MorphableModel(nn.Module):
                 or (strict) kernels that the file has no word of; nothing is changed.
         """
         check_seeds(self.kasmina_layers, state_dict, strict)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        keys = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if self._esper_table.replicas is not None:
+            # Parameters may be others now.
+            self._esper_table.replicas.watch()
+        return keys
 
     def get_model_stats(self) -> dict[str, Any]:
         """Counts of layers, seeds by stage, and parameters of host and kernels."""
@@ -330,6 +373,14 @@ class MorphableModel(nn.Module):
         return {"max_abs": float(gap.max()), "mean_abs": float(gap.mean())}
 
 
+_IGNORED = "_ddp_params_and_buffers_to_ignore"
+"""By this name a model tells DistributedDataParallel what to leave alone."""
+
+
+def _has_peers() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def _one_of(kernel: Any, kernel_artifact_id: str | None) -> Any:
     chosen = kernel if kernel_artifact_id is None else kernel_artifact_id
     if chosen is None or (kernel is not None and kernel_artifact_id is not None):
@@ -345,7 +396,8 @@ def morphable_class(host: type[nn.Module]) -> type[nn.Module]:
 
 def host_class(cls: type) -> type:
     """What a wrapped model's class is besides a `MorphableModel`."""
-    return cls.__bases__[1]
+    # FSDP gives a model a class of its own, above this one.
+    return next(own for own in cls.__mro__ if MorphableModel in own.__bases__).__bases__[1]
 
 
 def fresh_model(base: type[nn.Module], kind: str | None) -> nn.Module:

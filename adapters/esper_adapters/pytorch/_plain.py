@@ -14,6 +14,7 @@ from torch import fx, nn
 from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._layer import Live, SeededLayer
 from esper_adapters.pytorch._model import MorphableModel
+from esper_adapters.pytorch._sharded import refuse_sharded
 from esper_adapters.pytorch._wrap import unwrap
 from esper_functional import FoldError, KasminaException
 
@@ -38,6 +39,7 @@ def export_plain(model: nn.Module) -> nn.Module:
             f"export_plain: {type(model).__name__} is not a wrapped model; pass what esper.wrap"
             " returned"
         )
+    refuse_sharded(model, "export_plain")
     grown: Any = copy.deepcopy(model)
     for layer in grown.kasmina_layers.values():
         for seed in layer.incubating:

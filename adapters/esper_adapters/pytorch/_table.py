@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from esper_functional import (
     init_seeds,
     init_statistics,
 )
+
+if TYPE_CHECKING:
+    from esper_adapters.pytorch._replicas import Replicas
 
 
 class SeedTable:
@@ -43,13 +46,15 @@ class SeedTable:
         """Told of every event. A copy of the model starts without any."""
         self.resolve: Resolve | None = None
         """Finds a kernel by its id; raises LookupError where there is none."""
+        self.replicas: Replicas | None = None
+        """The ranks on which the kernels are kept equal. A copy of the model is by itself."""
         self.recent = RecentKernels(cache_size_mb)
         self.lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.__dict__.items() if name != "lock"}
         recent = RecentKernels(self.recent.size_mb)
-        return {**kept, "listeners": [], "resolve": None, "recent": recent}
+        return {**kept, "listeners": [], "resolve": None, "replicas": None, "recent": recent}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, lock=threading.RLock())

@@ -16,6 +16,7 @@ from esper_adapters.pytorch._family import base_class, seeded_class
 from esper_adapters.pytorch._kernel import Resolve
 from esper_adapters.pytorch._layer import SeededLayer
 from esper_adapters.pytorch._model import MorphableModel, host_class, morphable_class
+from esper_adapters.pytorch._sharded import refuse_sharded
 from esper_adapters.pytorch._sites import Target, check_targets, fused_hosts, select_sites
 from esper_adapters.pytorch._table import SeedTable
 from esper_functional import KasminaException, SeedIndexError, check_blend
@@ -65,13 +66,14 @@ def wrap(
     Raises:
         SeedIndexError: for a target that no layer matches.
         BlendError: for an unknown blend.
-        KasminaException: for a model that is wrapped already.
+        KasminaException: for a model that is wrapped already, or sharded by FSDP.
     """
     kind = check_blend(blend)
     if seeds_per_layer < 1:
         raise SeedIndexError(f"wrap: seeds_per_layer must be at least 1, got {seeds_per_layer}")
     if any(isinstance(m, MorphableModel | SeededLayer) for m in host.modules()):
         raise KasminaException("wrap: the model is wrapped already; esper.unwrap it first")
+    refuse_sharded(host, "wrap")
     names, left = select_sites(host, check_targets(target_layers))
     model: Any = _clone(host, copy)
     table = SeedTable(names, seeds_per_layer, cache_size_mb)
@@ -101,12 +103,13 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The trained host of a wrapped model, without seeds and kernels; shares its tensors.
 
     Raises:
-        KasminaException: for a model that is not wrapped.
+        KasminaException: for a model that is not wrapped, or is sharded by FSDP.
     """
     if not isinstance(model, MorphableModel):
         raise KasminaException(
             f"unwrap: {type(model).__name__} is not a wrapped model; pass what esper.wrap returned"
         )
+    refuse_sharded(model, "unwrap")
     host: Any = _clone(model, False)
     layers: dict[str, Any] = host.kasmina_layers
     host.__class__ = host_class(type(host))
