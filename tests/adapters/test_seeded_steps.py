@@ -261,3 +261,19 @@ def test_a_flag_is_no_array():
     assert set(model.compare_with_original(X, True)) == {"max_abs", "mean_abs"}
     assert at(model.module, "first").esper_host is not None
     assert np.isfinite(model.module(X, True)).all()
+
+
+def test_a_fossils_negative_zeros_are_not_taken_for_moved():
+    """Adding an update of zero makes -0.0 of a frozen parameter +0.0."""
+    kernel = jax.tree.map(lambda p: -jnp.zeros_like(p), dense_kernel())
+    model = EQUINOX.wrap().load_kernel("layers.0", 1, kernel, alpha=0.4).fossilize("layers.0", 1)
+    moved = jax.tree.map(lambda p: p + 0.0 if eqx.is_inexact_array(p) else p, model.module)
+    model.with_module(moved)
+    with pytest.raises(KasminaException, match="the fossil of seed 1 of layer 'layers.0' moved"):
+        model.with_module(
+            eqx.tree_at(
+                lambda m: jax.tree.leaves(EQUINOX.kernels(at(m, "layers.0"))[1])[0],
+                model.module,
+                replace_fn=lambda p: p + 1.0,
+            )
+        )
