@@ -5,11 +5,11 @@ one program, and so one compilation.
 """
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from esper.artifacts import Artifact, load_stablehlo
 from esper.contracts import KernelSignature
-from esper.errors import ArtifactError
+from esper.errors import ArtifactError, InputError
 from esper.execution._script import ScriptProgram
 from esper.tezzeret import jax_program, native_program, parse_blueprint, resolve
 from esper_functional import Kernel, Program
@@ -88,6 +88,8 @@ def load_torch_kernel(artifact: Artifact, *, route: Route | None = None) -> "Tor
     from esper_adapters.pytorch import TorchKernel, kernel_from_jax
 
     manifest = artifact.manifest
+    if route not in (None, *get_args(Route)):
+        raise InputError(f"unknown route {route!r}: expected one of {', '.join(get_args(Route))}")
     chosen = route or ("bridge" if artifact.torchscript is None else "torchscript")
     signature = manifest.signature
     shapes = {

@@ -32,12 +32,7 @@ def kernel_from_jax(
     backward, which costs some 100 µs (README); it breaks the graph of `torch.compile`, has one
     derivative, and is no match for transforms of `torch.func`.
     """
-    leaves = jax.tree_util.tree_flatten_with_path(kernel.params)[0]
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-    params = {
-        name or f"p{i}": to_torch(leaf).clone()
-        for i, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True))
-    }
+    params = {name: to_torch(leaf).clone() for name, leaf in named_leaves(kernel.params).items()}
     return TorchKernel(
         kernel_id,
         JaxProgram(kernel.program, jax.tree.structure(kernel.params)),
@@ -50,6 +45,15 @@ def kernel_from_jax(
         route="bridge",
         twin=lambda: kernel,
     )
+
+
+def named_leaves(params: Any) -> dict[str, Any]:
+    """The arrays of a tree by their paths, in the tree's order; a lone one is called `param`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".") or "param": leaf
+        for path, leaf in leaves
+    }
 
 
 def to_jax(tensor: Tensor) -> jax.Array:

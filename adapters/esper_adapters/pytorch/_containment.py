@@ -7,12 +7,14 @@ a second function stands behind the program, and its verdict travels to the firs
 gradient of a token that the two share.
 """
 
-import math
+import cmath
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from esper_functional import KernelMismatchError
 
 Verdict = Tensor | None
 """Which examples are finite, `[*batch, 1, …]`; None where it is known that all are."""
@@ -40,6 +42,10 @@ def run_contained(
         The output, `[*batch, *out]`, and its verdict.
     """
     lead = x.dim() - example_rank
+    if lead < 0:
+        raise KernelMismatchError(
+            f"a kernel of examples with {example_rank} axes cannot take an input of {x.dim()}"
+        )
     transformed = is_transformed()
     trains = contain and torch.is_grad_enabled()
     if not trains or not (x.requires_grad or _any_trains(params)):
@@ -92,7 +98,7 @@ def _throughout(ok: Tensor, lead: int) -> Tensor:
 
 def _look(k: Tensor, lead: int) -> Verdict:
     # A CPU has what it has computed, and a finite sum has no term that is not finite.
-    if type(k) is Tensor and k.is_cpu and math.isfinite(k.detach().sum().item()):
+    if type(k) is Tensor and k.is_cpu and cmath.isfinite(k.detach().sum().item()):
         return None
     return finite_examples(k.detach(), lead)
 
@@ -133,7 +139,7 @@ class _Contain(torch.autograd.Function):
     def forward(ctx: Any, gate: _Gate, lead: int, x: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
         ctx.gate, ctx.lead = gate, lead
         own = x.view_as(x)
-        if not x.is_floating_point():
+        if not (x.is_floating_point() or x.is_complex()):
             ctx.mark_non_differentiable(own)
         return own, *(p.view_as(p) for p in params)
 
@@ -142,7 +148,7 @@ class _Contain(torch.autograd.Function):
         verdict = ctx.gate.verdict
         if verdict is None:
             for g in grads:
-                if not math.isfinite(g.sum().item()):
+                if not cmath.isfinite(g.sum().item()):
                     break
             else:
                 return None, None, *grads
@@ -162,7 +168,7 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.lead = inputs[0]
-        if not inputs[1].is_floating_point():
+        if not (inputs[1].is_floating_point() or inputs[1].is_complex()):
             ctx.mark_non_differentiable(output[1])
 
     @staticmethod

@@ -108,14 +108,14 @@ def _read(fields: tuple[Any, ...]) -> Event:
 def _tried(model: MorphableModel, events: Iterable[Event]) -> list[TorchKernel | None]:
     """The kernels that events graft, after trying all events; nothing is changed."""
     check_wrapped("share_events", model)
-    table, layers = model.seed_table, list(model.kasmina_layers.values())
+    table = model.seed_table
     state, step = table.state, table.step
     kernels: list[TorchKernel | None] = []
     touched: set[int] = set()
     for event in events:
         step = step_reached(event.step, step)
         state = apply_event(state, event, layers=table.names)
-        layer = layers[event.layer]
+        layer = model.layer_of(event.layer)
         kernel: TorchKernel | None = None
         if event.kind is EventKind.ACTIVATE:
             kernel = table.fetch(event.kernel_id)

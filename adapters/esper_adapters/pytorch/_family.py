@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from esper_adapters.pytorch._layer import SeededLayer
+from esper_functional import KasminaException
 
 
 def _forward_of(base: type[nn.Module]) -> tuple[Callable[..., Any], str]:
@@ -130,7 +131,7 @@ def seeded_class(base: type[nn.Module]) -> type[nn.Module]:
     }
     if issubclass(base, nn.Sequential):
         # It runs its children one after the other, and kernels are none of them.
-        body |= {"__iter__": _iterate, "__len__": _count}
+        body |= {"__iter__": _iterate, "__len__": _count, "__getitem__": _item}
     made: Any = type(base.__name__, (carrier, base), body)
     return made
 
@@ -145,12 +146,26 @@ def _iterate(self: Any) -> Iterator[nn.Module]:
     return iter([module for name, module in own if not name.startswith("kernel_")])
 
 
+def _item(self: Any, index: int | slice) -> nn.Module:
+    own = list(_iterate(self))
+    return nn.Sequential(*own[index]) if isinstance(index, slice) else own[index]
+
+
 def _count(self: Any) -> int:
     return len(list(_iterate(self)))
 
 
 def base_class(cls: type) -> type:
-    """The class that a class of layers with seeds was made from."""
+    """The class that a class of layers with seeds was made from.
+
+    Raises:
+        KasminaException: for one that others have made of it since, such as a parametrisation.
+    """
+    if len(cls.__bases__) < 2 or not issubclass(cls.__bases__[0], SeededLayer):
+        raise KasminaException(
+            f"a layer of class {cls.__name__} was made another after it was wrapped, by a"
+            " parametrisation for example: take that away first"
+        )
     return cls.__bases__[1]
 
 

@@ -38,7 +38,7 @@ def folded_weights(layer: "SeededLayer", event: Event) -> tuple[np.ndarray, np.n
         )
     if layer._tied:
         raise tied_weights(layer.layer_name)
-    if event.seed not in layer.running:
+    if event.seed not in layer.running or not bool(layer.running[event.seed].working):
         raise FoldError(
             f"fold: seed {event.seed} of {where} has stopped at its third failure, so it has no"
             " part in the output that could be folded"
@@ -49,15 +49,15 @@ def folded_weights(layer: "SeededLayer", event: Event) -> tuple[np.ndarray, np.n
     def evaluate(rows: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             x = torch.as_tensor(rows).to(weight)
-            return kernel(x)[0].double().cpu().numpy()
+            return kernel.probe(x).double().cpu().numpy()
 
     form = affine_of(evaluate, kernel.kernel_id[:12], kernel.example_rank, weight.shape[1], name)
     bias = getattr(layer, "bias", None)
     state = advance(table.state, event.step)
     places = sorted(layer.running)
     return fold_linear(
-        weight.detach().float().cpu().numpy(),
-        None if bias is None else bias.detach().float().cpu().numpy(),
+        weight.detach().double().cpu().numpy(),
+        None if bias is None else bias.detach().double().cpu().numpy(),
         form,
         layer.blend,
         np.asarray(state.alpha)[layer.row, places],

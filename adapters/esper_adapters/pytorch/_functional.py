@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper_adapters.pytorch._bridge import to_jax, to_torch
+from esper_adapters.pytorch._bridge import named_leaves, to_jax, to_torch
 from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._layer import SeededLayer
 from esper_adapters.pytorch._model import MorphableModel
@@ -102,7 +102,7 @@ def from_functional(model: Any, functional: TorchFunctional) -> None:
                     " kernel there than here: graft it here first, by load_kernel"
                 )
             own = dict(zip(held.param_names, held.ordered_parameters(), strict=True))
-            theirs = _by_name(functional.kernels[slot].params)
+            theirs = named_leaves(functional.kernels[slot].params)
             pairs += _matched(f"kernel {seed} of {layer.layer_name!r}, parameter", own, theirs)
     with torch.no_grad():
         for tensor, array in pairs:
@@ -156,14 +156,8 @@ def _twin(
         )
     own = zip(grafted.param_names, grafted.ordered_parameters(), strict=True)
     by_name = {name: _copied(p) for name, p in own}
-    leaves, structure = jax.tree_util.tree_flatten_with_path(twin.params)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-    return Kernel(twin.program, jax.tree.unflatten(structure, [by_name[name] for name in names]))
-
-
-def _by_name(params: Any) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in leaves}
+    leaves = [by_name[name] for name in named_leaves(twin.params)]
+    return Kernel(twin.program, jax.tree.unflatten(jax.tree.structure(twin.params), leaves))
 
 
 def _hosts(model: MorphableModel) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:

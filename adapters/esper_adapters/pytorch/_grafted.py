@@ -1,6 +1,7 @@
 """A kernel in its place: parameters that are registered, and what is counted of it."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from esper_adapters.pytorch._containment import Verdict, in_transform, run_contained
 from esper_adapters.pytorch._kernel import TorchKernel
+from esper_adapters.pytorch._module import ModuleProgram
 from esper_functional import FAILURES_TO_RECOVERY
 
 GONE = "_esper_gone"
@@ -15,8 +17,9 @@ GONE = "_esper_gone"
 
 
 def _attribute_names(names: list[str]) -> tuple[str, ...]:
-    """Names that a module can register: no dots, all different."""
+    """Names that a module can register: no dots, all different, and none that it has itself."""
     plain = [name.replace(".", "_") for name in names]
+    plain = [f"{name}_" if name in _TAKEN or hasattr(nn.Module, name) else name for name in plain]
     if len(set(plain)) == len(plain):
         return tuple(plain)
     return tuple(f"{name}_{i}" for i, name in enumerate(plain))
@@ -50,11 +53,25 @@ class GraftedKernel(nn.Module):
         self._program = (kernel.program,)
         self.param_names = tuple(kernel.params)
         """The parameters' names in the kernel's own world, in the order of arguments."""
-        self._names = _attribute_names(list(kernel.params))
-        for name, value in zip(self._names, kernel.params.values(), strict=True):
+        program = kernel.program
+        held = program.module if isinstance(program, ModuleProgram) else None
+        buffers = {} if held is None else dict(held.named_buffers())
+        fixed = (
+            set()
+            if held is None
+            else {n for n, p in held.named_parameters() if not p.requires_grad}
+        )
+        names = _attribute_names([*kernel.params, *buffers])
+        self._names = names[: len(kernel.params)]
+        self._buffer_names = names[len(kernel.params) :]
+        self._trains: tuple[bool, ...] = ()
+        for name, (own_name, value) in zip(self._names, kernel.params.items(), strict=True):
             own = torch.as_tensor(value).detach().clone().to(device)
-            trains = own.is_floating_point() or own.is_complex()
+            trains = (own.is_floating_point() or own.is_complex()) and own_name not in fixed
+            self._trains += (trains,)
             self.register_parameter(name, nn.Parameter(own, requires_grad=trains))
+        for name, value in zip(self._buffer_names, buffers.values(), strict=True):
+            self.register_buffer(name, value.detach().clone().to(device))
         counted = torch.zeros((), dtype=torch.int32, device=device)
         self.register_buffer("errors", counted, persistent=False)
         self.register_buffer("working", counted == 0, persistent=False)
@@ -83,6 +100,17 @@ class GraftedKernel(nn.Module):
         """The module that the program was made from, with the parameters it had then."""
         return self._module[0]
 
+    @property
+    def structure(self) -> str:
+        """What the kernel is made of, in words: its program's name, its parameters' shapes."""
+        program = self._program[0]
+        if isinstance(program, ModuleProgram):
+            name = repr(program.module)
+        else:
+            name = getattr(program, "__qualname__", type(program).__qualname__)
+        own = zip(self.param_names, self.parameters(), strict=True)
+        return f"{name} of {[(n, str(p.dtype), tuple(p.shape)) for n, p in own]}"
+
     def leave(self) -> None:
         """Mark the parameters as no longer a part of any model."""
         for p in self.parameters():
@@ -93,15 +121,44 @@ class GraftedKernel(nn.Module):
         # Under `torch.func.functional_call` they are plain tensors, in the same places.
         return [*self._parameters.values()]  # pyright: ignore[reportReturnType]
 
+    def freeze(self, frozen: bool) -> None:
+        """Let the parameters train, or not."""
+        self.frozen = frozen
+        for p, trains in zip(self.parameters(), self._trains, strict=True):
+            p.requires_grad_(trains and not frozen)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Verdict]:
         """The output, `[*batch, *out]`, and which examples are finite."""
         params = self.ordered_parameters()
         if self.frozen:
             params = [p.detach() for p in params]
-        return run_contained(self._program[0], params, x, self.example_rank, self.contain)
+        program = self._program[0]
+        if isinstance(program, ModuleProgram):
+            program = partial(self._run_module, program, self._own_buffers())
+        return run_contained(program, params, x, self.example_rank, self.contain)
+
+    def _own_buffers(self) -> list[Tensor]:
+        return [self._buffers[name] for name in self._buffer_names]  # pyright: ignore[reportReturnType]
+
+    def _run_module(self, program: ModuleProgram, buffers: list[Tensor], *args: Tensor) -> Tensor:
+        return program.run(args[:-1], buffers, args[-1], self.training and not self.frozen)
+
+    def probe(self, x: Tensor) -> Tensor:
+        """The output, while buffers and random numbers stay as they are, and nothing is counted."""
+        params, program = self.ordered_parameters(), self._program[0]
+        if isinstance(program, ModuleProgram):
+            program = partial(self._run_module, program, [b.clone() for b in self._own_buffers()])
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            return program(*params, x)
 
     def set_errors(self, count: int) -> None:
         """Set the consecutive failures."""
+        place = next(self.parameters(), self.errors).device
+        if self.errors.device != place:
+            # Parameters that were assigned lie elsewhere than those that there were.
+            self.errors = torch.zeros((), dtype=torch.int32, device=place)
+            self.working = torch.ones((), dtype=torch.bool, device=place)
         self.errors.fill_(count)
         self.working.fill_(count < FAILURES_TO_RECOVERY)
 
@@ -120,6 +177,14 @@ class GraftedKernel(nn.Module):
             self.errors.copy_(torch.where(self.working, errors, self.errors))
             self.working.copy_(self.errors < FAILURES_TO_RECOVERY)
         return ok
+
+
+_TAKEN = {
+    *vars(GraftedKernel),
+    *("contain", "errors", "example_rank", "frozen", "kernel_id", "param_names", "route"),
+    *("training", "twin", "working"),
+}
+"""Names that a parameter cannot have as an attribute."""
 
 
 def _is_repeated() -> bool:

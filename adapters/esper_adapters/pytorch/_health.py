@@ -66,7 +66,7 @@ def sample_health(layers: Sequence["SeededLayer"]) -> Iterator[HealthSample]:
         axis = -rank if channels_first else -1
 
         def measure(module: Any, args: Any, result: tuple[Tensor, Any]) -> None:
-            if result[0].dim() >= 1:
+            if result[0].dim() >= 1 and result[0].numel():
                 with torch.no_grad():
                     sample.measured[place] = measure_outputs(result[0], feature_axis=axis)
 

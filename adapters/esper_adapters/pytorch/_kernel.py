@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper_adapters.pytorch._module import ModuleProgram
 from esper_functional import Kernel, KernelMismatchError
 
 
@@ -55,32 +56,18 @@ def kernel_from_function(
 def kernel_from_module(
     module: nn.Module, *, kernel_id: str = "", example_rank: int = 1, confidence: float = 0.5
 ) -> TorchKernel:
-    """A kernel of a module without buffers that its call changes; its parameters are copied.
+    """A kernel of a module, which is copied.
 
-    The module runs in the mode that it is in.
+    Its parameters train unless they were frozen; its buffers are saved with them, and change in
+    training as the module does it.
+
+    Grafted, it trains and evaluates with the model; by itself it runs in the mode that it is in.
     """
-    params = {name: p.detach() for name, p in module.named_parameters()}
+    program = ModuleProgram(module)
+    params = {name: p.detach() for name, p in program.module.named_parameters()}
     return TorchKernel(
-        kernel_id,
-        _ModuleProgram(module),
-        params,
-        example_rank,
-        confidence=confidence,
-        module=module,
+        kernel_id, program, params, example_rank, confidence=confidence, module=program.module
     )
-
-
-class _ModuleProgram:
-    """A module as a function of its parameters."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._names = [name for name, _ in module.named_parameters()]
-
-    def __call__(self, *args: Tensor) -> Tensor:
-        *own, x = args
-        params = dict(zip(self._names, own, strict=True))
-        return torch.func.functional_call(self._module, params, (x,))
 
 
 Shape = tuple[int | None, ...]
@@ -141,8 +128,13 @@ def _try(kernel: TorchKernel, expected: LayerShapes, what: str) -> None:
     params = [torch.as_tensor(p).detach().to(device) for p in kernel.params.values()]
     devices = [device] if device.type == "cuda" else []
     try:
+        version = x._version
         with torch.no_grad(), torch.random.fork_rng(devices):
-            k = kernel.program(*params, x)
+            k: Any = kernel.program(*params, x)
+        if x._version != version:
+            raise ValueError("it changes its input in place, which its host has too")
+        if not isinstance(k, Tensor):
+            raise TypeError(f"it gives a {type(k).__name__}, and not a tensor")
         found = f"it returned {str(k.dtype).removeprefix('torch.')}{list(k.shape)}"
         fits = tuple(k.shape) == (*lead, *outputs) and found.startswith(f"it returned {dtype}[")
     except Exception as error:  # whatever a user's own function raises

@@ -21,6 +21,7 @@ from esper_adapters.pytorch._fold import folded_weights, take_weights
 from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._kernel import LayerShapes, Resolve, TorchKernel, check_torch_kernel
 from esper_adapters.pytorch._layout import KasminaStateLayout
+from esper_adapters.pytorch._shadow import is_counted
 from esper_adapters.pytorch._sharded import is_sharded, refuse_sharded
 from esper_adapters.pytorch._table import SeedTable
 from esper_adapters.pytorch._tensors import device_of, dtype_of, words
@@ -51,8 +52,6 @@ class Live(NamedTuple):
     """In seed order."""
     host_weight: Tensor
     weights: tuple[Tensor, ...]
-    only: GraftedKernel | None = None
-    """The kernel whose calls are counted, where not all are."""
 
 
 class SeededLayer(nn.Module):
@@ -101,8 +100,8 @@ class SeededLayer(nn.Module):
     """What keeps that path off while kernels run."""
     _called: bool | None = None
     """Whether a forward pass has called it since it was last asked; None for new kernels."""
-    _returns_several: bool | None = None
-    """Whether it returns more than a tensor; None until kernels have run on it."""
+    _returns: type | None = None
+    """What it returns several things in, or `Tensor`; None until kernels have run on it."""
 
     def __init__(
         self,
@@ -230,7 +229,7 @@ class SeededLayer(nn.Module):
         several = isinstance(result, tuple | list) and bool(result)
         # Only set where it must be: setting is slow. Compiled, it must not be looked at.
         if torch.compiler.is_compiling() or not self._called:
-            self._called, self._returns_several = True, several
+            self._called, self._returns = True, type(result) if several else Tensor
         x = args[0] if args else options.get(type(self)._esper_input)
         h: Any = result[0] if several else result
         if not isinstance(h, Tensor) or not isinstance(x, Tensor):
@@ -263,7 +262,8 @@ class SeededLayer(nn.Module):
                     " unload it, and choose a kernel of the layer's signature"
                 )
             outputs.append(k)
-            counted = self.training and (live.only is None or live.only is kernel)
+            # An empty batch has shown nothing, and a shadow counts for its kernel alone.
+            counted = self.training and k.numel() > 0 and is_counted(kernel)
             finite.append(kernel.judge(ok, counted))
         return mix(self.blend, h, outputs, finite, live.host_weight, live.weights, _select)
 
@@ -285,6 +285,7 @@ class SeededLayer(nn.Module):
             FoldError: for a kernel that cannot be folded into this layer's weights.
         """
         with self._table.lock:
+            grafted: GraftedKernel | None = None
             if event.kind is EventKind.ACTIVATE:
                 if kernel is None:
                     raise ValueError(
@@ -293,17 +294,37 @@ class SeededLayer(nn.Module):
                 self.check_kernel(kernel)
                 if self._table.replicas is not None:
                     self._table.replicas.check_kernel(kernel, f"layer {self.layer_name!r}")
+                # Made before anything is changed: what it is made of is a user's.
+                grafted = self._made(kernel, 0)
+            self._stopped(event)
             folded = folded_weights(self, event) if event.kind is EventKind.FOLD else None
-            self._table.apply(event)
+            self._table.change(event)
             held = self.kernel(event.seed)
             if folded is not None:
                 take_weights(self, *folded)
                 self.remove(event.seed)
-            if event.kind is EventKind.ACTIVATE and kernel is not None:
-                self.place(event.seed, kernel)
+            if grafted is not None:
+                self._put(event.seed, grafted)
             if event.kind is EventKind.ERRORS and held is not None:
                 held.set_errors(int(event.value))
             self.refresh()
+        # When all of it is done, and others may go on.
+        self._table.tell(event)
+
+    def _stopped(self, event: Event) -> None:
+        """Take note of failures before a kernel becomes a part of the network for good.
+
+        A kernel has stopped by itself at its third failure, whether that was absorbed or not.
+        """
+        held = self.running.get(event.seed)
+        if event.kind in (EventKind.FOSSILIZE, EventKind.FOLD) and held is not None:
+            count = int(held.errors)
+            if count != int(self._table.state.error_count[self._row, event.seed]):
+                failed = Event(
+                    self._table.at(event.step), self._row, event.seed, EventKind.ERRORS, value=count
+                )
+                self._table.apply(failed)
+                self.refresh()
 
     def check_kernel(self, kernel: TorchKernel) -> None:
         """Refuse a kernel that does not fit this layer.
@@ -326,7 +347,13 @@ class SeededLayer(nn.Module):
         for restoring what events have led to.
         """
         errors = int(self._table.state.error_count[self._row, seed])
-        grafted = GraftedKernel(kernel, device_of(self), errors, self.contain)
+        return self._put(seed, self._made(kernel, errors))
+
+    def _made(self, kernel: TorchKernel, errors: int) -> GraftedKernel:
+        with torch.inference_mode(False):
+            return GraftedKernel(kernel, device_of(self), errors, self.contain)
+
+    def _put(self, seed: int, grafted: GraftedKernel) -> GraftedKernel:
         grafted.train(self.training)
         self.add_module(f"kernel_{seed}", grafted)
         if self._table.replicas is not None:
@@ -350,9 +377,8 @@ class SeededLayer(nn.Module):
                 continue
             if stage in (SeedLifecycleState.DORMANT, SeedLifecycleState.LOADING):
                 self.remove(seed)
-            elif stage is SeedLifecycleState.FOSSILIZED:
-                kernel.frozen = True
-                kernel.requires_grad_(False)
+            else:
+                kernel.freeze(stage is SeedLifecycleState.FOSSILIZED)
         own = np.flatnonzero(np.asarray(running(state))[row]).tolist()
         self._running = {seed: k for seed in own if (k := self.kernel(seed)) is not None}
         self.refresh_alpha()
@@ -379,8 +405,9 @@ class SeededLayer(nn.Module):
         device = device_of(self)
 
         def on_device(weight: Any) -> Tensor:
-            # Filled where it lies, for which nobody waits.
-            return torch.full((), float(weight), dtype=torch.float32, device=device)
+            # Filled where it lies, for which nobody waits; also for passes with gradients.
+            with torch.inference_mode(False):
+                return torch.full((), float(weight), dtype=torch.float32, device=device)
 
         return Live(
             tuple(self._running[seed] for seed in seeds),
@@ -389,8 +416,15 @@ class SeededLayer(nn.Module):
         )
 
     def show(self, live: Live | None) -> None:
-        """Blend something else for a while: a shadow, or nothing. `refresh` ends it."""
+        """Blend something else for a while: a shadow, or nothing. `show_state` ends it."""
         self._live = live
+        self.lift_fused_path()
+
+    def show_state(self) -> None:
+        """Blend again what the seeds' state says, which may have changed meanwhile."""
+        called = self._called
+        self.refresh_alpha()
+        self._called = called
 
     def lift_fused_path(self) -> None:
         """Turn fused paths around the layer off while kernels run, and on again after."""
@@ -410,11 +444,24 @@ class SeededLayer(nn.Module):
                     del own["_esper_nested"]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        blank = [k for k in self._running.values() if k.errors.is_meta]
         super()._apply(fn, recurse)
+        for seed, kernel in self._running.items():
+            if kernel in blank:
+                # What had no memory has no count to keep.
+                kernel.set_errors(int(self._table.state.error_count[self._row, seed]))
         # Blend weights follow to another device, and keep their dtype.
         if self._live is not None and self._live.host_weight.device != device_of(self):
             self.refresh_alpha()
         return self
+
+    def settle(self) -> None:
+        """Bring what kernels count, and their blend weights, to where the parameters lie."""
+        for seed, kernel in self._running.items():
+            if any(p.device != kernel.errors.device for p in kernel.parameters()):
+                kernel.set_errors(int(self._table.state.error_count[self._row, seed]))
+        if self._live is not None and self._live.host_weight.device != device_of(self):
+            self.refresh_alpha()
 
     def passed_by(self, others: bool) -> bool:
         """Whether forward passes use the layer's weights, or other layers, and not its kernels.
@@ -497,8 +544,9 @@ class SeededLayer(nn.Module):
         return await _loading.load_in_thread(self, seed_idx, kernel, alpha, step)
 
     def _event(self, kind: EventKind, seed_idx: int, step: int | None, **more: Any) -> None:
-        event = Event(self._table.at(step), self._row, seed_idx, kind, **more)
-        SeededLayer.apply_event(self, event)
+        with self._table.lock:
+            event = Event(self._table.at(step), self._row, seed_idx, kind, **more)
+            SeededLayer.apply_event(self, event)
 
     def unload_kernel_sync(self, seed_idx: int, *, step: int | None = None) -> bool:
         """Empty an ACTIVE seed; a FOSSILIZED one refuses."""

@@ -2,14 +2,26 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esper_adapters._naming import check_alpha, first_alpha
 from esper_adapters.pytorch._kernel import TorchKernel
-from esper_functional import Event, EventKind, KasminaException, KernelMismatchError
+from esper_functional import (
+    Event,
+    EventKind,
+    KasminaException,
+    KernelMismatchError,
+    SeedLifecycleState,
+)
 
 if TYPE_CHECKING:
     from esper_adapters.pytorch._layer import SeededLayer
+
+
+class _Asked(NamedTuple):
+    """One load: another of the same seed and kernel is another object."""
+
+    kernel_id: str
 
 
 def load(
@@ -20,8 +32,8 @@ def load(
     step: int | None,
 ) -> bool:
     """Graft a kernel; False where there is none of that id. See `SeededLayer.load_kernel_sync`."""
-    kernel_id = _begin(layer, seed, kernel, alpha, step)
-    return _finish(layer, seed, kernel_id, alpha, step, lambda: _find(layer, kernel))
+    asked = _begin(layer, seed, kernel, alpha, step)
+    return _finish(layer, seed, asked, alpha, step, lambda: _find(layer, kernel))
 
 
 async def load_in_thread(
@@ -37,7 +49,7 @@ async def load_in_thread(
             "load_kernel: the kernels are replicated, and a thread is done at another step on each"
             " rank: use load_kernel_sync on all ranks, or share_events"
         )
-    kernel_id = _begin(layer, seed, kernel, alpha, step)
+    asked = _begin(layer, seed, kernel, alpha, step)
     found: TorchKernel | BaseException
     try:
         found = await asyncio.to_thread(_find, layer, kernel)
@@ -49,7 +61,7 @@ async def load_in_thread(
             raise found
         return found
 
-    return _finish(layer, seed, kernel_id, alpha, step, outcome)
+    return _finish(layer, seed, asked, alpha, step, outcome)
 
 
 def _find(layer: "SeededLayer", kernel: Any) -> TorchKernel:
@@ -62,8 +74,8 @@ def _begin(
     kernel: Any,
     alpha: float | None,
     step: int | None,
-) -> str:
-    """Ask for the kernel, as far as can be told that it may be; returns its id."""
+) -> _Asked:
+    """Ask for the kernel, as far as can be told that it may be."""
     from esper_adapters.pytorch._layer import SeededLayer
 
     if not isinstance(kernel, TorchKernel | str):
@@ -77,16 +89,19 @@ def _begin(
         layer.check_kernel(kernel)
     kernel_id = kernel if isinstance(kernel, str) else kernel.kernel_id
     slot = layer.row * layer.num_seeds + seed
-    now = layer.seed_table.at(step)
-    event = Event(now, layer.row, seed, EventKind.LOAD, kernel_id, float(max(slot, 0)))
-    SeededLayer.apply_event(layer, event)
-    return kernel_id
+    table, asked = layer.seed_table, _Asked(kernel_id)
+    with table.lock:
+        now = table.at(step)
+        event = Event(now, layer.row, seed, EventKind.LOAD, kernel_id, float(max(slot, 0)))
+        SeededLayer.apply_event(layer, event)
+        table.loading[layer.row, seed] = asked
+    return asked
 
 
 def _finish(
     layer: "SeededLayer",
     seed: int,
-    kernel_id: str,
+    asked: _Asked,
     alpha: float | None,
     step: int | None,
     find: Callable[[], TorchKernel],
@@ -95,23 +110,38 @@ def _finish(
 
     table = layer.seed_table
 
-    def apply(kind: EventKind, value: float = 0.0, kernel: TorchKernel | None = None) -> None:
-        # While the kernel was looked for, the model may have gone on.
-        now = table.step if step is None else max(step, table.step)
-        SeededLayer.apply_event(layer, Event(now, layer.row, seed, kind, kernel_id, value), kernel)
+    def end(kind: EventKind, value: float = 0.0, kernel: TorchKernel | None = None) -> bool:
+        """End the load, if it is still under way: the seed may have been taken back meanwhile."""
+        with table.lock:
+            if table.loading.get((layer.row, seed)) is not asked:
+                return False
+            loading = layer.seeds.stage[layer.row, seed] == SeedLifecycleState.LOADING
+            if loading:
+                # While the kernel was looked for, the model may have gone on.
+                now = table.step if step is None else max(step, table.step)
+                event = Event(now, layer.row, seed, kind, asked.kernel_id, value)
+                SeededLayer.apply_event(layer, event, kernel)
+            del table.loading[layer.row, seed]
+            return bool(loading)
 
     try:
         kernel = find() if table.replicas is None else table.replicas.find(find)
-        value = first_alpha(kernel.confidence) if alpha is None else alpha
-        apply(EventKind.ACTIVATE, value, kernel)
     except LookupError:
-        apply(EventKind.CANCEL)
+        end(EventKind.CANCEL)
         return False
-    except (KernelMismatchError, asyncio.CancelledError):
-        apply(EventKind.CANCEL)
+    except asyncio.CancelledError:
+        end(EventKind.CANCEL)
         raise
     except BaseException:
         # Whatever it was, the seed does not stay LOADING for good.
-        apply(EventKind.FAIL)
+        end(EventKind.FAIL)
         raise
-    return True
+    try:
+        value = first_alpha(kernel.confidence) if alpha is None else alpha
+        return end(EventKind.ACTIVATE, value, kernel)
+    except KernelMismatchError:
+        end(EventKind.CANCEL)
+        raise
+    except BaseException:
+        end(EventKind.FAIL)
+        raise

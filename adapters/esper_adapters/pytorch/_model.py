@@ -108,7 +108,25 @@ class MorphableModel(nn.Module):
             raise SeedIndexError(
                 f"layer {layer_name!r} carries no seeds: it {self._esper_left[layer_name]}"
             )
-        return list(self.kasmina_layers.values())[find_row(layer_name, names)]
+        return self.layer_of(find_row(layer_name, names))
+
+    def layer_of(self, row: int) -> SeededLayer:
+        """The layer of a row of the seed state.
+
+        Raises:
+            SeedIndexError: for a row that is not there, or a layer that was put in its place.
+        """
+        if not 0 <= row < len(self._esper_names):
+            raise SeedIndexError(
+                f"no layer {row}: this model has {len(self._esper_names)} with seeds, from 0"
+            )
+        layer = self.get_submodule(self._esper_names[row])
+        if not isinstance(layer, SeededLayer) or layer.seed_table is not self._esper_table:
+            raise SeedIndexError(
+                f"layer {self._esper_names[row]!r} was replaced by another, which has no seeds:"
+                " unwrap the model, and wrap it again"
+            )
+        return layer
 
     def load_kernel_sync(
         self,
@@ -266,14 +284,10 @@ class MorphableModel(nn.Module):
             SeedIndexError, SeedLifecycleError, KernelMismatchError, FoldError, LookupError:
                 nothing is changed.
         """
-        layers = list(self.kasmina_layers.values())
-        if not 0 <= event.layer < len(layers):
-            raise SeedIndexError(
-                f"no layer {event.layer}: this model has {len(layers)} with seeds, from 0"
-            )
+        layer = self.layer_of(event.layer)
         if event.kind is EventKind.ACTIVATE and kernel is None:
             kernel = self._esper_table.fetch(event.kernel_id)
-        SeededLayer.apply_event(layers[event.layer], event, kernel)
+        SeededLayer.apply_event(layer, event, kernel)
 
     @contextlib.contextmanager
     def health_sample(self) -> Iterator[HealthSample]:
@@ -316,10 +330,21 @@ class MorphableModel(nn.Module):
         """
         check_seeds(self.kasmina_layers, state_dict, strict)
         keys = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        for layer in self.kasmina_layers.values():
+            # Assigned parameters may lie on another device than those that there were.
+            layer.settle()
         if self._esper_table.replicas is not None:
             # Parameters may be others now.
             self._esper_table.replicas.watch()
         return keys
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *more: Any, **options: Any
+    ) -> None:
+        # Before anything of this model is changed, also where it is a part of another.
+        own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        check_seeds(self.kasmina_layers, own, strict=False)
+        super()._load_from_state_dict(state_dict, prefix, *more, **options)
 
     def get_model_stats(self) -> dict[str, Any]:
         """Counts of layers, seeds by stage, and parameters of host and kernels."""
@@ -351,7 +376,6 @@ class MorphableModel(nn.Module):
             without its kernels, host weights being the trained ones in both.
         """
         layers = list(self.kasmina_layers.values())
-        held = [layer._live for layer in layers]
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
@@ -361,14 +385,18 @@ class MorphableModel(nn.Module):
                     layer.show(None)
                 host = self(*args, **kwargs)
         finally:
-            for layer, live in zip(layers, held, strict=True):
-                layer.show(live)
+            for layer in layers:
+                layer.show_state()
             for module, training in modes:
                 module.training = training
         gaps = [
             (a.double() - b.double()).abs().flatten()
             for a, b in zip(floats_of(grown), floats_of(host), strict=True)
         ]
+        if not gaps:
+            raise KasminaException(
+                "compare_with_original: the model returns no floating-point numbers to compare"
+            )
         gap = torch.cat(gaps)
         return {"max_abs": float(gap.max()), "mean_abs": float(gap.mean())}
 

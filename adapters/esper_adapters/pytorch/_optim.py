@@ -30,7 +30,8 @@ def carry_optimizer(
     In place: the parameters of each new kernel join in a group of their own, with the optimiser's
     defaults and no state yet, which has the kernel's path under "kernel"; those of kernels that
     are gone or frozen leave it, with their state. Nobody else's state, group or learning rate is
-    touched.
+    touched. A new group is as far along a schedule as the first one is; schedulers that keep a list
+    of their own by groups (`LambdaLR`, `OneCycleLR` and their like) are to be made anew after it.
 
     Args:
         optimizer: any of `torch.optim` that keeps its state by parameter.
@@ -53,6 +54,7 @@ def carry_optimizer(
             )
     own = [p for kernel in grafted_kernels(model) for p in kernel.parameters()]
     leaving = {id(p) for p in own if not p.requires_grad}
+    emptied: list[int] = []
     for group in optimizer.param_groups:
         kept = []
         for p in group["params"]:
@@ -62,7 +64,8 @@ def carry_optimizer(
                 kept.append(p)
         if len(kept) != len(group["params"]):
             _keep(group, kept)
-    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+            emptied += [] if kept else [id(group)]
+    optimizer.param_groups = [g for g in optimizer.param_groups if id(g) not in emptied]
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     order = [] if saved is None else [group.get("kernel") for group in saved["param_groups"]]
     joining: dict[str, list[nn.Parameter]] = {}
@@ -86,6 +89,19 @@ def _keep(group: dict[str, Any], kept: list[nn.Parameter]) -> None:
     group["params"] = kept
 
 
+def _scheduled(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a scheduler has written into groups: a new one is as far along its schedule."""
+    if not optimizer.param_groups:
+        return {}
+    first, defaults = optimizer.param_groups[0], optimizer.defaults
+    known = {*defaults, "params", "param_names", "kernel"}
+    extra = {name: value for name, value in first.items() if name not in known}
+    if extra.get("initial_lr"):
+        extra["initial_lr"] = defaults["lr"]
+        extra["lr"] = defaults["lr"] * first["lr"] / first["initial_lr"]
+    return extra
+
+
 def _join(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
@@ -93,7 +109,7 @@ def _join(
     options: dict[str, Any],
 ) -> None:
     """A new group; named where the others are, as torch asks for."""
-    group: dict[str, Any] = {"params": list(params), **options}
+    group: dict[str, Any] = {"params": list(params), **_scheduled(optimizer), **options}
     if any("param_names" in own for own in optimizer.param_groups):
         names = {id(p): name for name, p in model.named_parameters()}
         group["params"] = [(names[id(p)], p) for p in group["params"]]

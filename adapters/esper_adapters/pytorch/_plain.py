@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from esper_adapters.pytorch._grafted import GraftedKernel
-from esper_adapters.pytorch._layer import Live, SeededLayer
+from esper_adapters.pytorch._layer import Live, SeededLayer, absorb_faults
 from esper_adapters.pytorch._model import MorphableModel
 from esper_adapters.pytorch._sharded import refuse_sharded
 from esper_adapters.pytorch._wrap import unwrap
@@ -41,7 +41,10 @@ def export_plain(model: nn.Module) -> nn.Module:
         )
     refuse_sharded(model, "export_plain")
     grown: Any = copy.deepcopy(model)
-    for layer in grown.kasmina_layers.values():
+    # What has stopped by itself is no part of the network.
+    layers = list(grown.kasmina_layers.values())
+    absorb_faults(grown.seed_table, layers, grown.seed_table.step)
+    for layer in layers:
         for seed in layer.incubating:
             SeededLayer.unload_kernel_sync(layer, seed)
         for seed in layer.running:
@@ -93,7 +96,7 @@ class _Blend:
     """One layer's blend, written as a graph."""
 
     def __init__(self, layer: SeededLayer, live: Live) -> None:
-        if layer._returns_several is None:
+        if layer._returns is None:
             raise KasminaException(
                 f"export_plain: it is not known what layer {layer.layer_name!r} returns: call the"
                 " model once, while its kernels run"
@@ -103,7 +106,7 @@ class _Blend:
         self._kernels = [_plain_kernel(kernel) for kernel in live.kernels]
         self._ranks = [kernel.example_rank for kernel in live.kernels]
         self._blend = layer.blend
-        self._several = layer._returns_several
+        self._returns: Any = layer._returns
         self._input = type(layer)._esper_input
 
     def graph_module(self) -> fx.GraphModule:
@@ -115,11 +118,16 @@ class _Blend:
         named = graph.call_method("get", (kwargs, self._input))
         every = graph.call_function(operator.add, (args, (named,)))
         x = graph.call_function(operator.getitem, (every, 0))
-        h = graph.call_function(operator.getitem, (result, 0)) if self._several else result
+        several = self._returns is not torch.Tensor
+        h = graph.call_function(operator.getitem, (result, 0)) if several else result
         y = self._mix(graph, root, h, x)
-        if self._several:
+        if several and hasattr(self._returns, "_fields"):
+            # A named tuple: another of its kind.
+            y = graph.call_method("_replace", (result,), {self._returns._fields[0]: y})
+        elif several:
             rest = graph.call_function(operator.getitem, (result, slice(1, None)))
-            y = graph.call_function(operator.add, ((y,), rest))
+            first = [y] if issubclass(self._returns, list) else (y,)
+            y = graph.call_function(operator.add, (first, rest))
         graph.output(y)
         graph.lint()
         return fx.GraphModule(root, graph, class_name="Grown")
@@ -154,12 +162,15 @@ def _plain_kernel(kernel: GraftedKernel) -> nn.Module:
     if kernel.module is not None:
         inner = copy.deepcopy(kernel.module)
         with torch.no_grad():
-            for (_, p), name in zip(inner.named_parameters(), kernel._names, strict=True):
-                p.copy_(getattr(kernel, name))
-                p.requires_grad_(not kernel.frozen)
-        return inner
+            for p, param in zip(inner.parameters(), kernel.parameters(), strict=True):
+                p.data = param.detach().clone()
+                p.requires_grad_(param.requires_grad)
+            for b, name in zip(inner.buffers(), kernel._buffer_names, strict=True):
+                b.data = getattr(kernel, name).detach().clone()
+        return inner.train(kernel.training)
     # TorchScript goes along as it is, a module of torch's own.
-    program = getattr(kernel.program, "module", kernel.program)
+    script = getattr(kernel.program, "module", None)
+    program = script if isinstance(script, torch.jit.ScriptModule) else kernel.program
     if not isinstance(program, nn.Module):
         return _traced(kernel, program)
     root, graph = nn.Module(), fx.Graph()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from esper_adapters.pytorch._kernel import TorchKernel
-from esper_functional import KasminaException, SeedState
+from esper_functional import KasminaException, SeedLifecycleState, SeedState, transition
 
 if TYPE_CHECKING:
     from esper_adapters.pytorch._layer import SeededLayer
@@ -42,6 +42,7 @@ def save_seeds(layer: "SeededLayer", destination: Any, prefix: str) -> None:
         "isolate": layer.isolate,
         "state": arrays,
         "kernels": held,
+        "structures": {seed: k.structure for seed in held if (k := layer.kernel(seed))},
     }
 
 
@@ -63,7 +64,11 @@ def find_kernels(layer: "SeededLayer", extra: Mapping[str, Any]) -> dict[int, To
     found: dict[int, TorchKernel | None] = {}
     for seed, kernel_id in extra["kernels"].items():
         held = layer.kernel(int(seed))
-        if held is not None and held.kernel_id == kernel_id:
+        same = held is not None and held.kernel_id == kernel_id
+        if held is not None and same and not kernel_id:
+            # What has no id can be told by what it is made of alone.
+            same = extra.get("structures", {}).get(seed, held.structure) == held.structure
+        if same:
             found[int(seed)] = None
             continue
         table = layer.seed_table
@@ -102,7 +107,7 @@ def check_seeds(
         )
     for key, name in keys.items():
         extra = state_dict.get(key)
-        if extra is not None:
+        if extra is not None and is_seeds(extra):
             find_kernels(layers[name], extra)
         elif strict and any(layers[name].kernel(i) for i in range(layers[name].num_seeds)):
             raise KasminaException(
@@ -127,8 +132,12 @@ def take_seeds(layer: "SeededLayer", state_dict: Mapping[str, Any], prefix: str)
         if kernels.get(seed, 0) is not None and layer.kernel(seed) is not None:
             layer.remove(seed)
     with table.lock:
-        table.state = SeedState(**arrays)
-        table.step = max(table.step, int(extra["step"]))
+        # Nobody is loading any more what was being loaded.
+        state, where = SeedState(**arrays), np.zeros(table.state.shape, np.bool_)
+        where[layer.row] = arrays["stage"][layer.row] == SeedLifecycleState.LOADING
+        step = int(extra["step"])
+        table.state = transition(state, where, SeedLifecycleState.DORMANT, step=step).state
+        table.step = step
         for seed, kernel in kernels.items():
             if kernel is not None:
                 layer.place(seed, kernel)

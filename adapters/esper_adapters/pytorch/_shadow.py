@@ -1,5 +1,6 @@
 """Shadow forwards: what a model would give with an incubating kernel at alpha 1."""
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,10 +35,24 @@ def run_shadow(
     alpha, incubating = np.array(state.alpha), np.array(state.incubating)
     alpha[at], incubating[at] = 1.0, False
     shown = layer.live_at(state.replace(alpha=alpha, incubating=incubating))
-    held = layer._live
-    layer.show(None if shown is None else shown._replace(only=kernel))
+    devices = {p.device for p in kernel.parameters() if p.device.type == "cuda"}
+    layer.show(shown)
+    _counting.kernel = kernel
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(list(devices)):
             return torch.func.functional_call(model, tensors, *stopped)
     finally:
-        layer.show(held)
+        _counting.kernel = None
+        layer.show_state()
+
+
+_counting = threading.local()
+"""The kernel that a shadow of this thread is of."""
+
+
+def is_counted(kernel: GraftedKernel) -> bool:
+    """Whether calls of a kernel are steps of it: in a shadow, those of its own kernel alone."""
+    if torch.compiler.is_compiling():
+        return True
+    own = getattr(_counting, "kernel", None)
+    return own is None or own is kernel

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
+from esper_adapters.pytorch._layer import SeededLayer
 from esper_functional import SeedIndexError
 
 Target = type | str | Callable[[str, nn.Module], bool]
@@ -83,6 +85,16 @@ def _unfit(module: nn.Module) -> str | None:
         return "is compiled TorchScript, whose class cannot be another"
     if type(module).forward is nn.Module.forward:
         return "has no forward of its own: its host calls what is in it"
+    if isinstance(module, nn.ModuleDict | nn.ModuleList):
+        return "may go through all modules in it, and kernels would be among them: wrap the layers"
+    lazy: Any = module
+    if isinstance(module, LazyModuleMixin) and lazy.has_uninitialized_params():
+        return "has no parameters yet: call the model once before it is wrapped"
+    if type(module).get_extra_state is not nn.Module.get_extra_state:
+        return "has an extra state of its own in its state_dict, where its seeds would be written"
+    taken = _names_of(module) & _public(SeededLayer)
+    if taken:
+        return f"has attributes of its own, {sorted(taken)}, which a layer with seeds has too"
     if "forward" in vars(module):
         return "has a forward of its own beside its class's, which goes by seeds"
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
@@ -92,6 +104,23 @@ def _unfit(module: nn.Module) -> str | None:
             " wrap the layers in it"
         )
     return None
+
+
+def _public(cls: type) -> set[str]:
+    """The names that a class of Esper's has beyond those of every module."""
+    return {name for name in dir(cls) if name not in dir(nn.Module) and not name.startswith("__")}
+
+
+def _names_of(module: nn.Module) -> set[str]:
+    """The names that a module has beyond those of every module."""
+    own = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    return (own | set(dir(type(module)))) - set(dir(nn.Module))
+
+
+def clashes(host: nn.Module, cls: type) -> list[str]:
+    """The names of a host that a class of Esper's would hide."""
+    meant = {"_ddp_params_and_buffers_to_ignore"}  # a host's own is asked for, too
+    return sorted((_names_of(host) & _public(cls)) - meant)
 
 
 _OF_CHILDREN = {"children", "named_children", "_modules"}

@@ -1,5 +1,6 @@
 """The seeds of a torch model: one state for all layers, and who is told of its changes."""
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -49,12 +50,21 @@ class SeedTable:
         self.replicas: Replicas | None = None
         """The ranks on which the kernels are kept equal. A copy of the model is by itself."""
         self.recent = RecentKernels(cache_size_mb)
+        self.loading: dict[tuple[int, int], object] = {}
+        """By (row, seed), the load that is under way."""
         self.lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.__dict__.items() if name != "lock"}
         recent = RecentKernels(self.recent.size_mb)
-        return {**kept, "listeners": [], "resolve": None, "replicas": None, "recent": recent}
+        return {
+            **kept,
+            "listeners": [],
+            "resolve": None,
+            "replicas": None,
+            "recent": recent,
+            "loading": {},
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, lock=threading.RLock())
@@ -91,15 +101,25 @@ class SeedTable:
                 " esper.wrap, or `resolve=`, a function from ids to kernels"
             )
         kernel = self.resolve(kernel_id)
+        # What was asked for is what a file will ask for.
+        kernel = dataclasses.replace(kernel, kernel_id=kernel_id)
         self.recent.put(kernel_id, kernel)
         return kernel
 
     def apply(self, event: Event) -> None:
         """Change the state by one event and tell the listeners."""
+        self.change(event)
+        self.tell(event)
+
+    def change(self, event: Event) -> None:
+        """Change the state by one event; the listeners are told when all of it is done."""
         with self.lock:
             self.at(event.step)
             self.state = apply_event(self.state, event, layers=self.names)
             self.step = event.step
+
+    def tell(self, event: Event) -> None:
+        """Tell the listeners of an event."""
         for listener in self.listeners:
             listener(event)
 

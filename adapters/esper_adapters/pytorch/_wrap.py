@@ -17,7 +17,7 @@ from esper_adapters.pytorch._kernel import Resolve
 from esper_adapters.pytorch._layer import SeededLayer
 from esper_adapters.pytorch._model import MorphableModel, host_class, morphable_class
 from esper_adapters.pytorch._sharded import refuse_sharded
-from esper_adapters.pytorch._sites import Target, check_targets, fused_hosts, select_sites
+from esper_adapters.pytorch._sites import Target, check_targets, clashes, fused_hosts, select_sites
 from esper_adapters.pytorch._table import SeedTable
 from esper_functional import KasminaException, SeedIndexError, check_blend
 
@@ -74,6 +74,12 @@ def wrap(
     if any(isinstance(m, MorphableModel | SeededLayer) for m in host.modules()):
         raise KasminaException("wrap: the model is wrapped already; esper.unwrap it first")
     refuse_sharded(host, "wrap")
+    taken = clashes(host, MorphableModel)
+    if taken:
+        raise KasminaException(
+            f"wrap: {type(host).__name__} has {taken}, which a wrapped model has too and would"
+            " hide: wrap a part of it, or rename them"
+        )
     names, left = select_sites(host, check_targets(target_layers))
     model: Any = _clone(host, copy)
     table = SeedTable(names, seeds_per_layer, cache_size_mb)
@@ -95,7 +101,7 @@ def wrap(
 
 _PLANTED = (
     *("_table", "_row", "blend", "isolate", "contain", "telemetry_enabled", "_live", "_running"),
-    *("_called", "_fused", "_hook", "_tied", "_returns_several"),
+    *("_called", "_fused", "_hook", "_tied", "_returns"),
 )
 
 
