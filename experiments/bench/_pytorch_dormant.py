@@ -76,6 +76,9 @@ def compare_layer(
     if not any(wanted):
         return
     x = torch.randn(*kind.shape)
+    # Compiling takes longer than timing.
+    sampling = settings.sampling
+    sampling = dataclasses.replace(sampling, builds=1) if compiled else sampling
 
     def models() -> list[Any]:
         host = nn.Sequential(kind.make())
@@ -97,9 +100,9 @@ def compare_layer(
 
     if wanted[0]:
         with torch.no_grad():
-            results.rows.append(compare(names[0], target, forward, settings.sampling))
+            results.rows.append(compare(names[0], target, forward, sampling))
     if wanted[1]:
-        results.rows.append(compare(names[1], target, backward, settings.sampling))
+        results.rows.append(compare(names[1], target, backward, sampling))
 
 
 def kind_parameters(run: Any, compiled: bool) -> Any:

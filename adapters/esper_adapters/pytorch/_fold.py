@@ -51,7 +51,8 @@ def folded_weights(layer: "SeededLayer", event: Event) -> tuple[np.ndarray, np.n
             x = torch.as_tensor(rows).to(weight)
             return kernel.probe(x).double().cpu().numpy()
 
-    form = affine_of(evaluate, kernel.kernel_id[:12], kernel.example_rank, weight.shape[1], name)
+    called = kernel.kernel_id[:12] or "without an id"
+    form = affine_of(evaluate, called, kernel.example_rank, weight.shape[1], name)
     bias = getattr(layer, "bias", None)
     state = advance(table.state, event.step)
     places = sorted(layer.running)

@@ -140,7 +140,7 @@ class GraftedKernel(nn.Module):
     def _own_buffers(self) -> list[Tensor]:
         return [self._buffers[name] for name in self._buffer_names]  # pyright: ignore[reportReturnType]
 
-    def _run_module(self, program: ModuleProgram, buffers: list[Tensor], *args: Tensor) -> Tensor:
+    def _run_module(self, program: ModuleProgram, buffers: list[Tensor], *args: Tensor) -> Any:
         return program.run(args[:-1], buffers, args[-1], self.training and not self.frozen)
 
     def probe(self, x: Tensor) -> Tensor:

@@ -257,7 +257,7 @@ class SeededLayer(nn.Module):
                 k = k.to(h.dtype)
             if k.shape != h.shape or k.dtype != h.dtype:
                 raise KernelMismatchError(
-                    f"kernel {kernel.kernel_id[:12]} of layer {self.layer_name!r} returned"
+                    f"kernel {kernel.kernel_id[:12] or 'without an id'} of layer {self.layer_name!r} returned"
                     f" {words(k)} where the layer returns {words(h)}, for an input {words(x)}:"
                     " unload it, and choose a kernel of the layer's signature"
                 )

@@ -419,7 +419,16 @@ def _one_of(kernel: Any, kernel_artifact_id: str | None) -> Any:
 @cache
 def morphable_class(host: type[nn.Module]) -> type[nn.Module]:
     """The class of wrapped models whose host is of class `host`."""
-    return type(host.__name__, (MorphableModel, host), same_name(host))
+    body: dict[str, Any] = same_name(host)
+    if issubclass(host, nn.Sequential) and not issubclass(host, SeededLayer):
+        # A slice is made by the class of what is sliced, and is no wrapped model.
+        body["__getitem__"] = _item
+    return type(host.__name__, (MorphableModel, host), body)
+
+
+def _item(self: Any, index: int | slice) -> nn.Module:
+    own = list(self)
+    return nn.Sequential(*own[index]) if isinstance(index, slice) else own[index]
 
 
 def host_class(cls: type) -> type:

@@ -30,7 +30,7 @@ class ModuleProgram:
     def __deepcopy__(self, memo: dict[int, Any]) -> "ModuleProgram":
         return self
 
-    def __call__(self, *args: Tensor) -> Tensor:
+    def __call__(self, *args: Tensor) -> Any:
         """Run it as the module was, with copies of its buffers."""
         *params, x = args
         buffers = [b.detach().clone().to(x.device) for b in self.module.buffers()]
@@ -38,7 +38,7 @@ class ModuleProgram:
 
     def run(
         self, params: Sequence[Tensor], buffers: Sequence[Tensor], x: Tensor, training: bool
-    ) -> Tensor:
+    ) -> Any:
         """Run it on these parameters and buffers; the latter are changed as the module does.
 
         Args:

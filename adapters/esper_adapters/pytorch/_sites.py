@@ -108,7 +108,8 @@ def _unfit(module: nn.Module) -> str | None:
 
 def _public(cls: type) -> set[str]:
     """The names that a class of Esper's has beyond those of every module."""
-    return {name for name in dir(cls) if name not in dir(nn.Module) and not name.startswith("__")}
+    names = {*dir(cls), *cls.__annotations__} - set(dir(nn.Module))
+    return {name for name in names if not name.startswith("__")}
 
 
 def _names_of(module: nn.Module) -> set[str]:
