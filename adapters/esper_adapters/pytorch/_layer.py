@@ -256,8 +256,9 @@ class SeededLayer(nn.Module):
             if k.dtype != h.dtype and torch.is_autocast_enabled(h.device.type):
                 k = k.to(h.dtype)
             if k.shape != h.shape or k.dtype != h.dtype:
+                called = kernel.kernel_id[:12] or "without an id"
                 raise KernelMismatchError(
-                    f"kernel {kernel.kernel_id[:12] or 'without an id'} of layer {self.layer_name!r} returned"
+                    f"kernel {called} of layer {self.layer_name!r} returned"
                     f" {words(k)} where the layer returns {words(h)}, for an input {words(x)}:"
                     " unload it, and choose a kernel of the layer's signature"
                 )
