@@ -1,6 +1,7 @@
 """One kernel at work in torch: against the blend by hand, against peft, and by each route."""
 
 import copy
+import importlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -70,11 +71,11 @@ def train(model: nn.Module, params: list[nn.Parameter], x: Tensor) -> Tensor:
 def lora(host: nn.Linear, rank: int) -> nn.Module | None:
     """The same by peft, all of it training; None where that is not installed."""
     try:
-        from peft import LoraConfig, get_peft_model
+        peft: Any = importlib.import_module("peft")
     except ImportError:
         return None
-    config = LoraConfig(r=rank, target_modules=["0"], bias="none")
-    model: Any = get_peft_model(nn.Sequential(host), config)
+    config = peft.LoraConfig(r=rank, target_modules=["0"], bias="none")
+    model = peft.get_peft_model(nn.Sequential(host), config)
     return model.requires_grad_()
 
 

@@ -29,7 +29,7 @@ def kernel_from_jax(
     """A kernel of the core, to be grafted into layers of torch; see `TorchKernel`.
 
     Its parameters are torch's, and train there. Each call crosses into jax and back, forward and
-    backward, which costs some 100 µs (README); it breaks the graph of `torch.compile`, has one
+    backward, which costs some 300 µs (README); it breaks the graph of `torch.compile`, has one
     derivative, and is no match for transforms of `torch.func`.
     """
     params = {name: to_torch(leaf).clone() for name, leaf in named_leaves(kernel.params).items()}
