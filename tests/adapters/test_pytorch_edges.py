@@ -509,3 +509,61 @@ def test_a_new_group_is_as_far_along_the_schedule_as_the_first():
     carry_optimizer(optimizer, model)
     lrs = [group["lr"] for group in optimizer.param_groups]
     assert lrs == pytest.approx([0.01, 0.07, 0.01])
+
+
+# ---- what is said where something is missing ----
+
+
+def test_a_kernel_that_came_without_an_id_is_kept_by_the_one_asked_for():
+    bare = kernel_from_module(nn.Linear(3, 5))
+    model = make(resolve=lambda _: bare)
+    model.load_kernel_sync("0", 0, "ab" * 32, alpha=0.5)
+    fresh = make(resolve=lambda _: bare)
+    fresh.load_state_dict(model.state_dict())
+    assert fresh[0].kernel(0).kernel_id == "ab" * 32
+    assert torch.equal(fresh(batch()), model(batch()))
+
+
+def test_kernels_without_ids_are_told_apart_by_what_they_are_made_of():
+    first, second = make(), make()
+    first.load_kernel_sync("0", 0, kernel_from_module(nn.Linear(3, 5)))
+    second.load_kernel_sync("0", 0, kernel_from_module(nn.Sequential(nn.Linear(3, 5), nn.Tanh())))
+    with pytest.raises(KasminaException, match="'without an id' in seed 0, which cannot be found"):
+        second.load_state_dict(first.state_dict())
+    first.load_state_dict(first.state_dict())
+
+
+def test_a_comparison_of_nothing_is_refused():
+    class Nothing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 5)
+
+        def forward(self, x):
+            return self.layer(x).argmax(-1)
+
+    with pytest.raises(KasminaException, match="returns no floating-point numbers to compare"):
+        wrap(Nothing()).compare_with_original(batch())
+
+
+def test_changes_without_a_step_do_not_race_with_a_model_that_goes_on():
+    model, errors = make(), []
+    model.load_kernel_sync("0", 0, torch_kernel(), alpha=0.5)
+    done = threading.Event()
+
+    def goes_on():
+        for step in range(2000):
+            model.advance(step)
+        done.set()
+
+    thread = threading.Thread(target=goes_on)
+    thread.start()
+    changes = 0
+    while not done.is_set() or not changes:
+        try:
+            model.set_seed_alpha("0", 0, 0.5)
+        except KasminaException as error:
+            errors.append(error)
+        changes += 1
+    thread.join()
+    assert errors == []

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 import esper
 from esper.artifacts import read_artifact, write_artifact
 from esper.contracts import KernelSignature
-from esper.errors import ArtifactError
+from esper.errors import ArtifactError, InputError
 from esper.execution import load_jax_kernel, load_torch_kernel
 from esper.tezzeret import load_blueprint, torch_kernel_from_blueprint
 from esper.urza import Library
@@ -181,3 +182,14 @@ def test_what_the_bridge_cannot_carry_is_refused():
 
     with pytest.raises(KasminaException, match=r"torch.int64 has no counterpart in jax"):
         to_jax(torch.arange(3))
+
+
+def test_an_unknown_route_is_refused_with_those_there_are():
+    unknown: Any = "nativ"
+    with pytest.raises(InputError, match="unknown route 'nativ': expected one of torchscript, nat"):
+        unhooked(load_torch_kernel)(artifact(), route=unknown)
+
+
+def unhooked(function):
+    """Without the hook that checks types in tests, which users do not have."""
+    return getattr(function, "__wrapped__", function)
