@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from esper.errors import InputError
 
 if TYPE_CHECKING:
-    from esper.execution._load import Route
+    from esper.execution import Route
     from esper.urza import Library
 
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from esper.errors import KernelCompilationError
-from esper.execution._load import load_jax_kernel, load_torch_kernel
+from esper.execution._load import Route, load_jax_kernel, load_torch_kernel
 from esper_functional import SeedLifecycleError, SeedLifecycleState
 
 if TYPE_CHECKING:
@@ -21,18 +21,6 @@ if TYPE_CHECKING:
         StreamManager,
     )
 
-_OF_TORCH = (
-    "AsyncKasminaConv2dLayer",
-    "GradientSynchronizer",
-    "KasminaAttentionLayer",
-    "KasminaBatchNormLayer",
-    "KasminaConv2dLayer",
-    "KasminaLayer",
-    "KasminaLayerNormLayer",
-    "KasminaStateLayout",
-    "StreamManager",
-)
-
 __all__ = [
     "AsyncKasminaConv2dLayer",
     "GradientSynchronizer",
@@ -44,6 +32,7 @@ __all__ = [
     "KasminaStateLayout",
     "KernelCompilationError",
     "PlannedPrograms",
+    "Route",
     "SeedLifecycleError",
     "SeedLifecycleState",
     "StreamManager",
@@ -54,11 +43,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # torch is imported by those who ask for a torch layer.
-    if name in _OF_TORCH:
-        from esper_adapters import pytorch
-
-        return getattr(pytorch, name)
     if name == "PlannedPrograms":
         from esper.execution._programs import PlannedPrograms
 
@@ -67,4 +51,9 @@ def __getattr__(name: str) -> Any:
         from esper.execution._compile_counter import count_compilations
 
         return count_compilations
+    if name in __all__:
+        # torch is imported by those who ask for what is of torch: the rest of the list.
+        from esper_adapters import pytorch
+
+        return getattr(pytorch, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

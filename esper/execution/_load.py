@@ -84,6 +84,7 @@ def load_torch_kernel(artifact: Artifact, *, route: Route | None = None) -> "Tor
 
     Raises:
         ArtifactError: where the program holds what is not allowed, or there is none for the route.
+        InputError: for an unknown route.
     """
     from esper_adapters.pytorch import TorchKernel, kernel_from_jax
 

@@ -12,8 +12,8 @@ from esper.tezzeret._programs import initial_params, torch_source
 class NativeProgram:
     """`program(*params, x)` by the very source that TorchScript is made of.
 
-    The source is written by this package out of a table of operations; nothing of it was read
-    from a file.
+    The source is written by this package out of its own table of operations. What a blueprint
+    gives to it are names, which are lower-case letters, digits and underscores or it is refused.
     """
 
     def __init__(self, source: str) -> None:

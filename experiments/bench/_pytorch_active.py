@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esper.execution._load import Route
+from esper.execution import Route
 from esper_adapters.pytorch import (
     AsyncKasminaConv2dLayer,
     KasminaConv2dLayer,

@@ -14,6 +14,7 @@ if torch.cuda.is_available() and "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.envir
         " XLA_PYTHON_CLIENT_PREALLOCATE yourself to decide otherwise"
     )
 
+from esper_adapters.pytorch._boundaries import absorb_faults, advance_layers
 from esper_adapters.pytorch._bridge import kernel_from_jax
 from esper_adapters.pytorch._distributed import share_events
 from esper_adapters.pytorch._family import (
@@ -31,7 +32,7 @@ from esper_adapters.pytorch._kernel import (
     kernel_from_function,
     kernel_from_module,
 )
-from esper_adapters.pytorch._layer import SeededLayer, absorb_faults, advance_layers
+from esper_adapters.pytorch._layer import SeededLayer
 from esper_adapters.pytorch._layout import KasminaStateLayout
 from esper_adapters.pytorch._model import MorphableModel
 from esper_adapters.pytorch._optim import carry_optimizer

@@ -8,11 +8,10 @@ import torch.distributed as dist
 from esper_adapters._naming import step_reached
 from esper_adapters.pytorch._fold import folded_weights
 from esper_adapters.pytorch._kernel import TorchKernel
-from esper_adapters.pytorch._model import MorphableModel
+from esper_adapters.pytorch._model import MorphableModel, check_wrapped
 from esper_adapters.pytorch._replicas import (
     by_rank,
     check_group,
-    check_wrapped,
     described,
     gather,
     structure_of,

@@ -16,7 +16,7 @@ from torch import Tensor
 from esper_adapters.pytorch._bridge import named_leaves, to_jax, to_torch
 from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._layer import SeededLayer
-from esper_adapters.pytorch._model import MorphableModel
+from esper_adapters.pytorch._model import MorphableModel, check_wrapped
 from esper_adapters.pytorch._sharded import refuse_sharded
 from esper_functional import Blend, KasminaException, Kernel, SeedState
 
@@ -49,7 +49,8 @@ def to_functional(model: Any, *, resolve: Callable[[str], Kernel] | None = None)
         KasminaException: for a model that is not wrapped, a kernel that is a function or module of
             torch alone, and a dtype that jax does not have.
     """
-    _check_wrapped(model, "to_functional")
+    check_wrapped("to_functional", model)
+    refuse_sharded(model, "to_functional")
     layers = list(model.kasmina_layers.values())
     kernels: dict[int, Kernel] = {}
     for layer, seed, grafted in _grafted(layers):
@@ -79,7 +80,8 @@ def from_functional(model: Any, functional: TorchFunctional) -> None:
     Raises:
         KasminaException: for other parameters, seeds or kernels; nothing is changed.
     """
-    _check_wrapped(model, "from_functional")
+    check_wrapped("from_functional", model)
+    refuse_sharded(model, "from_functional")
     layers = list(model.kasmina_layers.values())
     params, buffers = _hosts(model)
     pairs = [
@@ -116,14 +118,6 @@ def from_functional(model: Any, functional: TorchFunctional) -> None:
                 if held is not None:
                     held.set_errors(int(state.error_count[layer.row, seed]))
             layer.refresh()
-
-
-def _check_wrapped(model: Any, what: str) -> None:
-    if not isinstance(model, MorphableModel):
-        raise KasminaException(
-            f"{what}: {type(model).__name__} is not a wrapped model; pass what esper.wrap returned"
-        )
-    refuse_sharded(model, what)
 
 
 def _grafted(layers: list[SeededLayer]) -> Iterator[tuple[SeededLayer, int, GraftedKernel]]:

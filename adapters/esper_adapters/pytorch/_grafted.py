@@ -46,15 +46,13 @@ class GraftedKernel(nn.Module):
         self.example_rank = kernel.example_rank
         self.frozen = False
         self.contain = contain
-        self._module = (kernel.module,)
         self.twin = kernel.twin
         # Not a child module: a loaded program has no parameters of its own, and
         # registering it would put it in the way of `.to()` and `state_dict`.
         self._program = (kernel.program,)
         self.param_names = tuple(kernel.params)
         """The parameters' names in the kernel's own world, in the order of arguments."""
-        program = kernel.program
-        held = program.module if isinstance(program, ModuleProgram) else None
+        held = self.module
         buffers = {} if held is None else dict(held.named_buffers())
         fixed = (
             set()
@@ -85,7 +83,7 @@ class GraftedKernel(nn.Module):
         twin = GraftedKernel.__new__(GraftedKernel)
         memo[id(self)] = twin
         # A program changes nothing, and may be shared.
-        shared = {"_program": self._program, "_module": self._module, "twin": self.twin}
+        shared = {"_program": self._program, "twin": self.twin}
         own = {name: value for name, value in self.__dict__.items() if name not in shared}
         twin.__dict__.update(copy.deepcopy(own, memo), **shared)
         return twin
@@ -98,16 +96,15 @@ class GraftedKernel(nn.Module):
     @property
     def module(self) -> nn.Module | None:
         """The module that the program was made from, with the parameters it had then."""
-        return self._module[0]
+        program = self._program[0]
+        return program.module if isinstance(program, ModuleProgram) else None
 
     @property
     def structure(self) -> str:
         """What the kernel is made of, in words: its program's name, its parameters' shapes."""
         program = self._program[0]
-        if isinstance(program, ModuleProgram):
-            name = repr(program.module)
-        else:
-            name = getattr(program, "__qualname__", type(program).__qualname__)
+        name = getattr(program, "__qualname__", type(program).__qualname__)
+        name = name if self.module is None else repr(self.module)
         own = zip(self.param_names, self.parameters(), strict=True)
         return f"{name} of {[(n, str(p.dtype), tuple(p.shape)) for n, p in own]}"
 

@@ -26,8 +26,6 @@ class TorchKernel:
     output_shape: tuple[int, ...] | None = None
     dtype: str | None = None
     confidence: float = 0.5
-    module: nn.Module | None = None
-    """What it was made from, if that is a module; for `export_plain`."""
     route: str = "native"
     """How it runs: "torchscript" (an artifact's), "native" (torch's own operations), "bridge" (a
     program of jax)."""
@@ -65,9 +63,7 @@ def kernel_from_module(
     """
     program = ModuleProgram(module)
     params = {name: p.detach() for name, p in program.module.named_parameters()}
-    return TorchKernel(
-        kernel_id, program, params, example_rank, confidence=confidence, module=program.module
-    )
+    return TorchKernel(kernel_id, program, params, example_rank, confidence=confidence)
 
 
 Shape = tuple[int | None, ...]
@@ -101,7 +97,8 @@ def check_torch_kernel(kernel: TorchKernel, expected: LayerShapes, where: str) -
             f"{kernel_name} does not fit {where}: expected {_signature(*wanted)}, found"
             f" {_signature(*given)}. Choose a kernel compiled for this signature."
         )
-    tensors = [] if kernel.module is None else list(kernel.module.buffers())
+    program = kernel.program
+    tensors = list(program.module.buffers()) if isinstance(program, ModuleProgram) else []
     elsewhere = {str(t.device) for t in tensors if expected.device not in (None, t.device)}
     if elsewhere:
         raise KernelMismatchError(

@@ -12,8 +12,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from esper_adapters.pytorch import _loading, _saved
 from esper_adapters.pytorch._containment import Verdict
@@ -22,9 +20,11 @@ from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._kernel import LayerShapes, Resolve, TorchKernel, check_torch_kernel
 from esper_adapters.pytorch._layout import KasminaStateLayout
 from esper_adapters.pytorch._shadow import is_counted
+from esper_adapters.pytorch._shapes import channels_first, layer_shapes
 from esper_adapters.pytorch._sharded import is_sharded, refuse_sharded
+from esper_adapters.pytorch._stats import layer_stats
 from esper_adapters.pytorch._table import SeedTable
-from esper_adapters.pytorch._tensors import device_of, dtype_of, words
+from esper_adapters.pytorch._tensors import device_of, words
 from esper_functional import (
     Blend,
     Event,
@@ -35,7 +35,6 @@ from esper_functional import (
     SeedState,
     blend_weights,
     check_blend,
-    fault_events,
     mix,
     running,
 )
@@ -185,16 +184,12 @@ class SeededLayer(nn.Module):
     @property
     def shapes(self) -> LayerShapes:
         """What is known of the layer's examples before it is called."""
-        dtype, device = dtype_of(self), device_of(self)
-        for kind, known in _SHAPES.items():
-            if isinstance(self, kind):
-                return LayerShapes(*known(self), dtype, device)
-        return LayerShapes(dtype=dtype, device=device)
+        return layer_shapes(self)
 
     @property
     def channels_first(self) -> bool:
         """Whether an example's features are its first axis, and not its last."""
-        return isinstance(self, _ConvNd | _BatchNorm)
+        return channels_first(self)
 
     @property
     def incubating(self) -> tuple[int, ...]:
@@ -447,20 +442,21 @@ class SeededLayer(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         blank = [k for k in self._running.values() if k.errors.is_meta]
         super()._apply(fn, recurse)
-        for seed, kernel in self._running.items():
-            if kernel in blank:
-                # What had no memory has no count to keep.
-                kernel.set_errors(int(self._table.state.error_count[self._row, seed]))
-        # Blend weights follow to another device, and keep their dtype.
-        if self._live is not None and self._live.host_weight.device != device_of(self):
-            self.refresh_alpha()
+        # What had no memory has no count to keep.
+        self.settle(blank)
         return self
 
-    def settle(self) -> None:
-        """Bring what kernels count, and their blend weights, to where the parameters lie."""
+    def settle(self, blank: Sequence[GraftedKernel] = ()) -> None:
+        """Bring what kernels count, and their blend weights, to where the parameters lie.
+
+        Args:
+            blank: kernels whose counts are to be taken from the state in any case.
+        """
         for seed, kernel in self._running.items():
-            if any(p.device != kernel.errors.device for p in kernel.parameters()):
+            moved = any(p.device != kernel.errors.device for p in kernel.parameters())
+            if moved or kernel in blank:
                 kernel.set_errors(int(self._table.state.error_count[self._row, seed]))
+        # In float32 whatever the layer's dtype.
         if self._live is not None and self._live.host_weight.device != device_of(self):
             self.refresh_alpha()
 
@@ -586,30 +582,7 @@ class SeededLayer(nn.Module):
 
     def get_layer_stats(self) -> dict[str, Any]:
         """The layer's name, its seeds by stage, and of each kernel how it runs and fares."""
-        state, row = self._table.state, self._row
-        kernels = {
-            seed: {
-                "kernel_id": kernel.kernel_id,
-                "route": kernel.route,
-                "stage": SeedLifecycleState(int(state.stage[row, seed])).name,
-                "alpha": float(state.alpha[row, seed]),
-                "incubating": bool(state.incubating[row, seed]),
-                "health": float(state.health[row, seed]),
-                "latency_us": float(state.latency[row, seed]),
-                "errors": int(state.error_count[row, seed]),
-                "parameters": sum(p.numel() for p in kernel.parameters()),
-            }
-            for seed in range(self.num_seeds)
-            if (kernel := self.kernel(seed)) is not None
-        }
-        return {
-            "layer_name": self.layer_name,
-            "layer_class": type(self)._esper_base.__name__,
-            "state_stats": self.state_layout.get_stats(),
-            "kernels": kernels,
-            "cache_stats": self._table.recent.stats(),
-            "telemetry_enabled": self.telemetry_enabled,
-        }
+        return layer_stats(self)
 
     def get_stats(self) -> dict[str, Any]:
         """`get_layer_stats`."""
@@ -622,60 +595,3 @@ def _select(ok: Tensor | None, k: Tensor, instead: Any) -> Tensor:
 
 def _do_nothing(module: nn.Module, args: Any) -> None:
     """A hook whose presence is what matters."""
-
-
-def _channels(inputs: str, outputs: str, axes: int) -> Callable[[Any], tuple[Any, Any]]:
-    rest = (None,) * axes
-    return lambda layer: ((getattr(layer, inputs), *rest), (getattr(layer, outputs), *rest))
-
-
-_SHAPES: dict[type, Callable[[Any], tuple[Any, Any]]] = {
-    nn.Linear: lambda layer: ((layer.in_features,), (layer.out_features,)),
-    nn.MultiheadAttention: lambda layer: ((layer.embed_dim,), (layer.embed_dim,)),
-    nn.LayerNorm: lambda layer: (
-        (layer.normalized_shape[-1:],) * 2 if len(layer.normalized_shape) == 1 else (None, None)
-    ),
-    nn.Embedding: lambda layer: (None, (layer.embedding_dim,)),
-    nn.Conv1d: _channels("in_channels", "out_channels", 1),
-    nn.Conv2d: _channels("in_channels", "out_channels", 2),
-    nn.Conv3d: _channels("in_channels", "out_channels", 3),
-}
-"""The shapes of one example where a layer's own attributes say them."""
-
-
-def advance_layers(table: SeedTable, layers: Sequence[SeededLayer], step: int) -> bool:
-    """Bring all ramps to `step`; returns whether any layer's alphas moved.
-
-    An event on one layer brings the ramps of all to its step, so what is compared is
-    what each layer shows, not whether a ramp is under way.
-    """
-    with table.lock:
-        table.advance(step)
-        stale = (np.asarray(table.state.alpha) != table.shown).any(axis=1)
-        for layer in layers:
-            if stale[layer.row]:
-                layer.refresh_alpha()
-        return bool(stale.any())
-
-
-def absorb_faults(table: SeedTable, layers: Sequence[SeededLayer], step: int) -> list[Event]:
-    """Bring the failure counts of all layers into the seed state.
-
-    One transfer for the whole model; waits for the device, so it is called at
-    decision boundaries and never in a step.
-    """
-    with table.lock:
-        on_device = [kernel.errors for layer in layers for kernel in layer.running.values()]
-        if not on_device:
-            return []
-        counts = torch.stack(on_device)
-        if table.replicas is not None:
-            counts = table.replicas.largest(counts)
-        counts = counts.cpu().numpy()
-        events = fault_events(table.state, counts, step=step)
-        for event in events:
-            table.apply(event)
-        if events:
-            for layer in layers:
-                layer.refresh()
-    return events

@@ -13,11 +13,12 @@ from torch import nn
 
 from esper_adapters._naming import find_row
 from esper_adapters.pytorch import _loading
+from esper_adapters.pytorch._boundaries import absorb_faults, advance_layers
 from esper_adapters.pytorch._family import same_name, seeded_class
 from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._health import HealthSample, observe_sample, sample_health
 from esper_adapters.pytorch._kernel import TorchKernel
-from esper_adapters.pytorch._layer import SeededLayer, absorb_faults, advance_layers
+from esper_adapters.pytorch._layer import SeededLayer
 from esper_adapters.pytorch._saved import check_seeds
 from esper_adapters.pytorch._shadow import run_shadow
 from esper_adapters.pytorch._sharded import refuse_sharded
@@ -407,6 +408,15 @@ _IGNORED = "_ddp_params_and_buffers_to_ignore"
 
 def _has_peers() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def check_wrapped(what: str, model: Any) -> None:
+    """Refuse a model that is not wrapped by Esper."""
+    if not isinstance(model, MorphableModel):
+        raise KasminaException(
+            f"{what}: {type(model).__name__} is not a wrapped model; pass what esper.wrap returned,"
+            " under DistributedDataParallel its `module`"
+        )
 
 
 def _one_of(kernel: Any, kernel_artifact_id: str | None) -> Any:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from esper_adapters.pytorch._boundaries import absorb_faults
 from esper_adapters.pytorch._grafted import GraftedKernel
-from esper_adapters.pytorch._layer import Live, SeededLayer, absorb_faults
-from esper_adapters.pytorch._model import MorphableModel
+from esper_adapters.pytorch._layer import Live, SeededLayer
+from esper_adapters.pytorch._model import check_wrapped
 from esper_adapters.pytorch._sharded import refuse_sharded
 from esper_adapters.pytorch._wrap import unwrap
 from esper_functional import FoldError, KasminaException
@@ -34,11 +35,7 @@ def export_plain(model: nn.Module) -> nn.Module:
         KasminaException: for a model that is not wrapped, for a layer of which it is not known
             what it returns (call the model once), and for a kernel that cannot be traced.
     """
-    if not isinstance(model, MorphableModel):
-        raise KasminaException(
-            f"export_plain: {type(model).__name__} is not a wrapped model; pass what esper.wrap"
-            " returned"
-        )
+    check_wrapped("export_plain", model)
     refuse_sharded(model, "export_plain")
     grown: Any = copy.deepcopy(model)
     # What has stopped by itself is no part of the network.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from esper_adapters.pytorch._grafted import GraftedKernel
 from esper_adapters.pytorch._kernel import TorchKernel
-from esper_adapters.pytorch._model import MorphableModel
+from esper_adapters.pytorch._model import MorphableModel, check_wrapped
 from esper_functional import (
     FAILURES_TO_RECOVERY,
     KasminaException,
@@ -236,15 +236,6 @@ def check_group(what: str) -> None:
         raise KasminaException(
             f"{what}: there is no process group: call torch.distributed.init_process_group first,"
             " in every process that torchrun starts"
-        )
-
-
-def check_wrapped(what: str, model: Any) -> None:
-    """Refuse a model that is not wrapped by Esper."""
-    if not isinstance(model, MorphableModel):
-        raise KasminaException(
-            f"{what}: {type(model).__name__} is not a wrapped model; pass what esper.wrap returned,"
-            " under DistributedDataParallel its `module`"
         )
 
 

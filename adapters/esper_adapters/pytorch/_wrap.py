@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from esper_adapters.pytorch._family import base_class, seeded_class
 from esper_adapters.pytorch._kernel import Resolve
 from esper_adapters.pytorch._layer import SeededLayer
-from esper_adapters.pytorch._model import MorphableModel, host_class, morphable_class
+from esper_adapters.pytorch._model import MorphableModel, check_wrapped, host_class, morphable_class
 from esper_adapters.pytorch._sharded import refuse_sharded
 from esper_adapters.pytorch._sites import Target, check_targets, clashes, fused_hosts, select_sites
 from esper_adapters.pytorch._table import SeedTable
@@ -111,10 +111,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     Raises:
         KasminaException: for a model that is not wrapped, or is sharded by FSDP.
     """
-    if not isinstance(model, MorphableModel):
-        raise KasminaException(
-            f"unwrap: {type(model).__name__} is not a wrapped model; pass what esper.wrap returned"
-        )
+    check_wrapped("unwrap", model)
     refuse_sharded(model, "unwrap")
     host: Any = _clone(model, False)
     layers: dict[str, Any] = host.kasmina_layers
