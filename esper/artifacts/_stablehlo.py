@@ -13,30 +13,13 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 from jaxlib.mlir.passmanager import PassManager
 
+from esper.artifacts._allowed import ALLOWED_CUSTOM_CALLS, ALLOWED_OPS
 from esper.errors import ArtifactError
 
-ALLOWED_CUSTOM_CALLS = {"shape_assertion"}
 MAX_RESULT_BYTES = 1 << 31
 """Largest static result of one operation (a symbolic batch counts as 1)."""
 
 _WIDEST_ELEMENT = 8
-
-ALLOWED_OPS = {
-    "builtin.module", "func.func", "func.call", "func.return",
-    *(
-        f"stablehlo.{name}"
-        for name in (
-            "abs", "add", "and", "broadcast_in_dim", "case", "clamp", "compare", "concatenate",
-            "constant", "convert", "custom_call", "divide", "dot_general",
-            "dynamic_broadcast_in_dim", "dynamic_iota", "dynamic_reshape", "exponential",
-            "exponential_minus_one",
-            "get_dimension_size", "iota", "log", "log_plus_one", "logistic", "maximum", "minimum",
-            "multiply", "negate", "not", "or", "power", "reduce", "remainder", "reshape", "return",
-            "rsqrt", "select", "sign", "slice", "sqrt", "subtract", "tanh", "transpose",
-        )
-    ),
-    *(f"chlo.{name}" for name in ("erf", "erfc", "broadcast_add", "erf_inv")),
-}  # fmt: skip
 
 
 def _without_locations(exported: export.Exported) -> export.Exported:

@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from typing import Any
 
+from esper.artifacts._allowed import ALLOWED_CALLS
 from esper.artifacts._archive import read_archive, write_archive
 from esper.errors import ArtifactError
 
@@ -24,11 +25,6 @@ _VERSION = {f"{ROOT}/.data/version", f"{ROOT}/version"}
 """torch writes one of the two, by the age of the operators used."""
 _PICKLES = {f"{ROOT}/data.pkl", f"{ROOT}/constants.pkl"}
 _REQUIRED = _PICKLES | {CODE, f"{ROOT}/byteorder"}
-
-ALLOWED_CALLS = {
-    "add", "gelu", "linear", "matmul", "mul", "relu", "sigmoid", "t", "tanh",
-}  # fmt: skip
-"""Functions of torch that a kernel may call."""
 
 _ALLOWED_NODES = (
     ast.Module, ast.ClassDef, ast.FunctionDef, ast.arguments, ast.arg, ast.Assign, ast.Return,

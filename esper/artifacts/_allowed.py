@@ -1,0 +1,30 @@
+"""What the programs of an artifact may use: everything else is refused.
+
+Lists of what is allowed, never of what is not: torch alone has 4,000 operations, and gets more.
+"""
+
+ALLOWED_CUSTOM_CALLS = {"shape_assertion"}
+"""Targets of custom calls in StableHLO."""
+
+ALLOWED_OPS = {
+    "builtin.module", "func.func", "func.call", "func.return",
+    *(
+        f"stablehlo.{name}"
+        for name in (
+            "abs", "add", "and", "broadcast_in_dim", "case", "clamp", "compare", "concatenate",
+            "constant", "convert", "custom_call", "divide", "dot_general",
+            "dynamic_broadcast_in_dim", "dynamic_iota", "dynamic_reshape", "exponential",
+            "exponential_minus_one",
+            "get_dimension_size", "iota", "log", "log_plus_one", "logistic", "maximum", "minimum",
+            "multiply", "negate", "not", "or", "power", "reduce", "remainder", "reshape", "return",
+            "rsqrt", "select", "sign", "slice", "sqrt", "subtract", "tanh", "transpose",
+        )
+    ),
+    *(f"chlo.{name}" for name in ("erf", "erfc", "broadcast_add", "erf_inv")),
+}  # fmt: skip
+"""Operations of StableHLO."""
+
+ALLOWED_CALLS = {
+    "add", "gelu", "linear", "matmul", "mul", "relu", "sigmoid", "t", "tanh",
+}  # fmt: skip
+"""Functions of torch that a kernel may call."""
