@@ -12,12 +12,13 @@ ALLOWED_OPS = {
         f"stablehlo.{name}"
         for name in (
             "abs", "add", "and", "broadcast_in_dim", "case", "clamp", "compare", "concatenate",
-            "constant", "convert", "custom_call", "divide", "dot_general",
+            "constant", "convert", "convolution", "custom_call", "divide", "dot_general",
             "dynamic_broadcast_in_dim", "dynamic_iota", "dynamic_reshape", "exponential",
             "exponential_minus_one",
             "get_dimension_size", "iota", "log", "log_plus_one", "logistic", "maximum", "minimum",
-            "multiply", "negate", "not", "or", "power", "reduce", "remainder", "reshape", "return",
-            "rsqrt", "select", "sign", "slice", "sqrt", "subtract", "tanh", "transpose",
+            "multiply", "negate", "not", "or", "pad", "power", "real_dynamic_slice", "reduce",
+            "reduce_window", "remainder", "reshape", "return", "reverse", "rsqrt",
+            "select", "sign", "slice", "sqrt", "subtract", "tanh", "transpose",
         )
     ),
     *(f"chlo.{name}" for name in ("erf", "erfc", "broadcast_add", "erf_inv")),
@@ -25,6 +26,9 @@ ALLOWED_OPS = {
 """Operations of StableHLO."""
 
 ALLOWED_CALLS = {
-    "add", "gelu", "linear", "matmul", "mul", "relu", "sigmoid", "t", "tanh",
+    "add", "avg_pool1d", "avg_pool2d", "batch_norm", "cat", "conv1d", "conv2d", "elu", "gelu",
+    "group_norm", "layer_norm", "linear", "matmul", "max_pool1d", "max_pool2d", "mean", "mul",
+    "relu", "reshape", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax",
+    "softplus", "t", "tanh", "transpose",
 }  # fmt: skip
 """Functions of torch that a kernel may call."""

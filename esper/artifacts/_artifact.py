@@ -1,7 +1,7 @@
 """A kernel artifact: one file, whose only identity is the SHA-256 of its bytes.
 
-Members: `manifest.json`, `blueprint.json`, `params.safetensors`,
-`program.stablehlo` and, where there is one, `program.torchscript`. Nothing is
+Members: `manifest.json`, `params.safetensors`, `program.stablehlo` and, where there
+is one, `blueprint.json` and `program.torchscript`. Nothing is
 ever unpickled, and no program runs before it was scanned.
 """
 
@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from esper.artifacts._archive import read_archive, write_archive
+from esper.artifacts._tensors import load_tensors
 from esper.contracts import KernelSignature, Manifest, TensorSpec
 from esper.errors import ArtifactError
 
@@ -28,7 +28,8 @@ _PARAMS = "params.safetensors"
 _STABLEHLO = "program.stablehlo"
 _TORCHSCRIPT = "program.torchscript"
 _MANIFEST = "manifest.json"
-_CONTENT = (_BLUEPRINT, _PARAMS, _STABLEHLO)
+_CONTENT = (_PARAMS, _STABLEHLO)
+_OPTIONAL = (_BLUEPRINT, _TORCHSCRIPT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Artifact:
     data: bytes
     manifest: Manifest
     params: dict[str, np.ndarray]
-    blueprint: bytes
+    blueprint: bytes | None
+    """Canonical JSON; None for a user's own kernel."""
     stablehlo: bytes
     torchscript: bytes | None
     """None for a kernel that torch runs over the bridge to jax."""
@@ -50,27 +52,34 @@ def write_artifact(
     *,
     blueprint_name: str,
     recipe: str,
-    blueprint: bytes,
+    blueprint: bytes | None,
     signature: KernelSignature,
     sizes: dict[str, int],
-    birth: Literal["zero", "free"],
+    birth: Literal["zero", "identity", "free"],
     confidence: float,
     init_seed: int,
     params: dict[str, np.ndarray],
     stablehlo: bytes,
     torchscript: bytes | None,
     versions: dict[str, str],
+    origin: Literal["blueprint", "module", "function"] = "blueprint",
+    vjp_order: int = 1,
+    ancestor: str | None = None,
 ) -> Artifact:
     """Put the parts of an artifact together; equal parts give equal bytes."""
     content = {
-        _BLUEPRINT: blueprint,
         _PARAMS: save_safetensors(params),
         _STABLEHLO: stablehlo,
     }
+    if blueprint is not None:
+        content[_BLUEPRINT] = blueprint
     if torchscript is not None:
         content[_TORCHSCRIPT] = torchscript
     manifest = Manifest(
         blueprint=blueprint_name,
+        origin=origin,
+        vjp_order=vjp_order,
+        ancestor=ancestor,
         recipe=recipe,
         signature=signature,
         sizes=sizes,
@@ -106,13 +115,18 @@ def read_artifact(data: bytes, expected_id: str | None = None) -> Artifact:
         )
     try:
         members = read_archive(data, max_bytes=MAX_BYTES)
-        if set(members) - {_TORCHSCRIPT} != {*_CONTENT, _MANIFEST}:
+        if set(members) - set(_OPTIONAL) != {*_CONTENT, _MANIFEST}:
             raise ValueError(f"it has the members {sorted(members)}")
         manifest = Manifest.model_validate_json(members[_MANIFEST])
-        params = load_safetensors(members[_PARAMS])
+        params = load_tensors(members[_PARAMS])
     except (ValueError, ValidationError, SafetensorError) as error:
         raise ArtifactError(f"{name} is not a kernel artifact: {error}") from error
-    for member in (*_CONTENT, *({_TORCHSCRIPT} & set(members))):
+    if (manifest.origin == "blueprint") != (_BLUEPRINT in members):
+        raise ArtifactError(
+            f"{name} contradicts its manifest: it was made of a {manifest.origin}, and"
+            f" {'holds' if _BLUEPRINT in members else 'lacks'} {_BLUEPRINT}"
+        )
+    for member in sorted(set(members) - {_MANIFEST}):
         found = hashlib.sha256(members[member]).hexdigest()
         if manifest.digests.get(member) != found:
             raise ArtifactError(
@@ -132,7 +146,7 @@ def read_artifact(data: bytes, expected_id: str | None = None) -> Artifact:
         manifest=manifest,
         # In the order of the TorchScript arguments, which safetensors does not keep.
         params={p.name: params[p.name] for p in manifest.parameters},
-        blueprint=members[_BLUEPRINT],
+        blueprint=members.get(_BLUEPRINT),
         stablehlo=members[_STABLEHLO],
         torchscript=members.get(_TORCHSCRIPT),
     )

@@ -4,6 +4,7 @@ Deserialising runs nothing, but a crafted custom call can corrupt the process
 when the program runs, so every operation must be on a list.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -30,18 +31,24 @@ def _without_locations(exported: export.Exported) -> export.Exported:
     return dataclasses.replace(exported, mlir_module_serialized=program)
 
 
-def serialise(exported: export.Exported) -> bytes:
-    """The program and its VJP (order 1), without source locations.
+def serialise(exported: export.Exported) -> tuple[bytes, int]:
+    """The program and its VJPs, without source locations; and the order of the VJPs.
 
+    The order is 2 where the program's second derivatives can be exported, and 1 elsewhere.
     jax.export records where the exporting code lies; without that the bytes
     depend on the program alone.
     """
-    pull_back = _without_locations(exported.vjp())
-    return bytes(
-        dataclasses.replace(_without_locations(exported), _get_vjp=lambda _: pull_back).serialize(
-            vjp_order=1
+    chain = [exported, exported.vjp()]
+    # Of windows over a symbolic size, for one, jax has first derivatives alone.
+    with contextlib.suppress(NotImplementedError, TypeError, ValueError):
+        chain.append(chain[-1].vjp())
+    order = len(chain) - 1
+    last = _without_locations(chain.pop())
+    while chain:
+        last = dataclasses.replace(
+            _without_locations(chain.pop()), _get_vjp=lambda _, vjp=last: vjp
         )
-    )
+    return bytes(last.serialize(vjp_order=order)), order
 
 
 def _refusal(op: Any) -> str | None:
@@ -88,9 +95,10 @@ def load(program: bytes) -> export.Exported:
     """
     try:
         exported = export.deserialize(bytearray(program))
-        modules = [exported.mlir_module()]
-        if exported.has_vjp():
-            modules.append(exported.vjp().mlir_module())
+        modules, each = [exported.mlir_module()], exported
+        while each.has_vjp():
+            each = each.vjp()
+            modules.append(each.mlir_module())
     except Exception as error:  # flatbuffers and MLIR raise whatever the bytes lead them to
         raise ArtifactError(
             f"its StableHLO cannot be read ({type(error).__name__}: {error})"

@@ -29,6 +29,7 @@ _REQUIRED = _PICKLES | {CODE, f"{ROOT}/byteorder"}
 _ALLOWED_NODES = (
     ast.Module, ast.ClassDef, ast.FunctionDef, ast.arguments, ast.arg, ast.Assign, ast.Return,
     ast.Call, ast.keyword, ast.Attribute, ast.Name, ast.Constant, ast.List, ast.Load, ast.Store,
+    ast.UnaryOp, ast.USub,
 )  # fmt: skip
 
 

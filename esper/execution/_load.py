@@ -11,6 +11,7 @@ from esper.artifacts import Artifact, load_stablehlo
 from esper.contracts import KernelSignature
 from esper.errors import ArtifactError, InputError
 from esper.execution._script import ScriptProgram
+from esper.tensors import to_torch
 from esper.tezzeret import jax_program, native_program, parse_blueprint, resolve
 from esper_functional import Kernel, Program
 
@@ -22,20 +23,24 @@ if TYPE_CHECKING:
 def _jax_program(
     digest: str,
     stablehlo: bytes,
-    blueprint: bytes,
+    blueprint: bytes | None,
     signature: str,
     sizes: tuple[tuple[str, int], ...],
 ) -> Program:
     # A deserialised program cannot be mapped; its blueprint's function can, and the
     # compiler has refused the artifact unless they agree.
-    ir = parse_blueprint(blueprint.decode(), "the artifact's blueprint")
     shapes = KernelSignature.model_validate_json(signature)
+    graph = None
+    if blueprint is not None:
+        ir = parse_blueprint(blueprint.decode(), "the artifact's blueprint")
+        graph = resolve(ir, shapes, dict(sizes))
     return Program(
         f"stablehlo:{digest}",
         load_stablehlo(stablehlo).call,
         example_rank=len(shapes.input_shape),
         batches=False,
-        twin=jax_program(resolve(ir, shapes, dict(sizes))),
+        # By the mean of one example a batch norm would make another function.
+        twin=None if graph is None or graph.mixes_batch else jax_program(graph),
     )
 
 
@@ -103,6 +108,11 @@ def load_torch_kernel(artifact: Artifact, *, route: Route | None = None) -> "Tor
         kernel = load_jax_kernel(artifact)
         return kernel_from_jax(kernel, kernel_id=artifact.kernel_id, **shapes)
     if chosen == "native":
+        if artifact.blueprint is None:
+            raise ArtifactError(
+                f"kernel {artifact.kernel_id[:12]} was made of a {manifest.origin} and holds no"
+                " blueprint: load it by the route 'torchscript' or 'bridge'"
+            )
         program = _native_program(
             artifact.blueprint, signature.model_dump_json(), tuple(sorted(manifest.sizes.items()))
         )
@@ -116,9 +126,17 @@ def load_torch_kernel(artifact: Artifact, *, route: Route | None = None) -> "Tor
     return TorchKernel(
         kernel_id=artifact.kernel_id,
         program=program,
-        params=artifact.params,
+        params=_torch_params(artifact),
         example_rank=len(signature.input_shape),
         route=chosen,
         twin=lambda: load_jax_kernel(artifact),
         **shapes,
     )
+
+
+def _torch_params(artifact: Artifact) -> dict[str, Any]:
+    """What torch can take: it knows no bfloat16 of numpy."""
+    return {
+        name: to_torch(p) if p.dtype.name == "bfloat16" else p
+        for name, p in artifact.params.items()
+    }

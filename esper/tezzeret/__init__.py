@@ -2,22 +2,20 @@
 
 from esper.tezzeret._blueprint import (
     BlueprintIR,
-    Graph,
-    Node,
     blueprint_names,
     load_blueprint,
     parse_blueprint,
-    resolve,
 )
 from esper.tezzeret._compile import compile_blueprint, kernel_recipe
 from esper.tezzeret._kernel import kernel_from_blueprint
 from esper.tezzeret._native import native_program, torch_kernel_from_blueprint
 from esper.tezzeret._programs import jax_program
+from esper.tezzeret._resolve import Graph, GraphNode, resolve
 
 __all__ = [
     "BlueprintIR",
     "Graph",
-    "Node",
+    "GraphNode",
     "blueprint_names",
     "compile_blueprint",
     "jax_program",

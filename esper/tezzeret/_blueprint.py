@@ -5,94 +5,96 @@ signature (what the site takes and gives) it resolves to a `Graph` with every
 shape known. Shapes, parameter counts and FLOPs are computed, never declared.
 """
 
-import dataclasses
 import difflib
 import hashlib
 import json
+import re
+from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
 from importlib import resources
-from typing import Annotated, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from esper.contracts import KernelSignature, Size
+from esper.contracts import Size
 from esper.errors import BlueprintError
-from esper.tezzeret._ops import MANY, OPS, Shape
+from esper.tezzeret._ops import OPS, AnyOp, Name
 
 INPUT = "x"
 """The name of the kernel's input in a graph."""
 
-_LARGEST_SIZE = 1 << 20
-_MOST_PARAMETERS = 1 << 28
+Kind = Literal["vector", "sequence", "signal", "image"]
+"""What one example is: `[features]`, `[time, features]`, `[channels, length]`, or
+`[channels, height, width]`."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+RANKS: dict[Kind, int] = {"vector": 1, "sequence": 2, "signal": 2, "image": 3}
+
+RESERVED = ("in", "out", "length", "stride")
+"""Sizes that a signature gives: features of input and output, positions of a sequence or signal,
+and how many times smaller a signal's or an image's output is than its input."""
 
 
-class _Data(BaseModel):
+class BlueprintIR(BaseModel):
+    """A kernel as a graph of operations (schema version 2).
+
+    Nodes may stand in any order in a file; here they stand in one in which each reads from
+    earlier ones alone.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-
-class Node(_Data):
-    """One operation of the graph."""
-
-    name: Name
-    op: str
-    inputs: list[Name] = Field(min_length=1)
-    features: Size | Name | None = None
-    """Output features of an operation with weights: a number, `in`, `out`, or one of `sizes`."""
-    bias: bool = True
-    init: Literal["fan_in", "zeros"] = "fan_in"
-    """`fan_in`: uniform in ±1/√(input features), biases too; `zeros`: all zero."""
-
-
-class BlueprintIR(_Data):
-    """A kernel as a graph of operations (schema version 1)."""
-
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: Name
     summary: str
     paper: str | None = None
     """Where the architecture comes from."""
+    takes: list[Kind] = Field(default=["vector", "sequence"], min_length=1)
+    """What examples it is for."""
+    fits: Literal["any", "same"] = "any"
+    """`same`: the output has the input's shape; `any`: other features, and strides, too."""
     sizes: dict[Name, Size] = Field(default_factory=dict)
     """Named sizes with their defaults; a compilation may give others."""
-    birth: Literal["zero", "free"]
-    """`zero`: the output is exactly 0 until the first update, so that adding it changes nothing."""
+    birth: Literal["zero", "identity", "free"]
+    """Until the first update, `zero`: the output is exactly 0, so that adding it changes nothing;
+    `identity`: it is exactly the input."""
     confidence: float = Field(default=0.5, ge=0.0, le=1.0)
     """Scales the first alpha of a kernel that is not ramped: min(0.6·confidence, 0.5)."""
-    nodes: list[Node] = Field(min_length=1)
+    nodes: list[AnyOp] = Field(min_length=1, max_length=256)
     output: Name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_data(cls, data: Any) -> Any:
+        return _upgraded(_with_known_ops(data)) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _check_graph(self) -> Self:
-        known = {INPUT}
+        _check_names(self.nodes, self.sizes)
+        if {"sequence", "signal"} <= set(self.takes):
+            raise ValueError("`takes` names sequence and signal, which one shape could both be")
+        if self.fits == "any" and self.birth == "identity":
+            raise ValueError("`birth: identity` needs `fits: same`")
         for node in self.nodes:
-            if node.op not in OPS:
-                near = difflib.get_close_matches(node.op, OPS, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(
-                    f"node {node.name!r} uses the unknown op {node.op!r}: expected one of"
-                    f" {', '.join(OPS)}{hint}"
+            least, most = node.ARITY
+            if len(node.inputs) < least or (most is not None and len(node.inputs) > most):
+                wanted = {(1, 1): "1 input", (2, None): "two or more inputs"}.get(
+                    node.ARITY, f"{least} inputs"
                 )
-            if node.name in known:
-                raise ValueError(f"two nodes are called {node.name!r}; names must differ")
-            for source in node.inputs:
-                if source not in known:
-                    raise ValueError(
-                        f"node {node.name!r} reads {source!r}, which no earlier node makes;"
-                        f" before it there are {', '.join(sorted(known))}"
-                    )
-            op = OPS[node.op]
-            wanted = "two or more inputs" if op.arity == MANY else f"{op.arity} input"
-            if (len(node.inputs) < 2) if op.arity == MANY else (len(node.inputs) != op.arity):
                 raise ValueError(
-                    f"node {node.name!r}: {node.op} takes {wanted}, got {len(node.inputs)}"
+                    f"node {node.name!r}: {node.kind} takes {wanted}, got {len(node.inputs)}"
                 )
-            if op.has_weights != (node.features is not None):
-                verb = "needs" if op.has_weights else "takes no"
-                raise ValueError(f"node {node.name!r}: {node.op} {verb} `features`")
-            known.add(node.name)
-        if self.output not in known - {INPUT}:
+        if self.output not in {node.name for node in self.nodes}:
             raise ValueError(f"the output {self.output!r} is no node of the graph")
+        object.__setattr__(self, "nodes", _in_order(self.nodes))
+        read = {source for node in self.nodes for source in node.inputs}
+        for node in self.nodes:
+            if node.name not in read and node.name != self.output:
+                raise ValueError(
+                    f"node {node.name!r} is read by no other node and is not the output: remove it"
+                )
+        if INPUT not in read:
+            raise ValueError(f"no node reads the input {INPUT!r}")
         return self
 
     def digest(self) -> str:
@@ -104,129 +106,83 @@ class BlueprintIR(_Data):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1).encode()
 
 
-@dataclasses.dataclass(frozen=True)
-class ParameterSpec:
-    """One parameter of a resolved graph."""
-
-    name: str
-    shape: Shape
-    init: Literal["fan_in", "zeros"]
-    fan_in: int
-
-
-@dataclasses.dataclass(frozen=True)
-class GraphNode:
-    """A node with its shapes known."""
-
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    output_shape: Shape
-    params: dict[str, str]
-    """Role (weight, bias) to parameter name."""
-    flops: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Graph:
-    """A blueprint resolved for one signature."""
-
-    signature: KernelSignature
-    nodes: tuple[GraphNode, ...]
-    parameters: tuple[ParameterSpec, ...]
-    output: str
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of trainable scalars."""
-        count = 0
-        for spec in self.parameters:
-            size = 1
-            for axis in spec.shape:
-                size *= axis
-            count += size
-        return count
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations per example, forward."""
-        return sum(node.flops for node in self.nodes)
-
-
-def resolve(
-    blueprint: BlueprintIR, signature: KernelSignature, sizes: dict[str, int] | None = None
-) -> Graph:
-    """Give every node its shape.
-
-    Args:
-        sizes: values for some of the blueprint's named sizes.
-
-    Raises:
-        BlueprintError: for an unknown size, or shapes that conflict (naming both nodes).
-    """
-    unknown = set(sizes or {}) - set(blueprint.sizes)
-    if unknown:
-        raise BlueprintError(
-            f"blueprint {blueprint.name!r} has no size {', '.join(sorted(unknown))}: it has"
-            f" {', '.join(blueprint.sizes) or 'none'}"
-        )
-    table = {
-        **blueprint.sizes,
-        **(sizes or {}),
-        "in": signature.input_shape[-1],
-        "out": signature.output_shape[-1],
-    }
-    for name, size in (sizes or {}).items():
-        if not 1 <= size <= _LARGEST_SIZE:
-            raise BlueprintError(
-                f"blueprint {blueprint.name!r}: {name} must be from 1 to {_LARGEST_SIZE}, got"
-                f" {size}"
+def _with_known_ops(data: dict[str, Any]) -> dict[str, Any]:
+    """Refuse unknown operations here, where the nearest known one can be named."""
+    nodes = data.get("nodes")
+    for node in nodes if isinstance(nodes, list) else ():
+        op = node.get("op") if isinstance(node, dict) else None
+        if isinstance(op, str) and op not in OPS:
+            near = difflib.get_close_matches(op, OPS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"node {node.get('name')!r} uses the unknown op {op!r}: expected one of"
+                f" {', '.join(OPS)}{hint}"
             )
-    shapes: dict[str, Shape] = {INPUT: signature.input_shape}
-    nodes: list[GraphNode] = []
-    parameters: list[ParameterSpec] = []
-    for node in blueprint.nodes:
-        sources = [shapes[name] for name in node.inputs]
-        first = sources[0]
-        for name, shape in zip(node.inputs[1:], sources[1:], strict=True):
-            if shape != first:
-                raise BlueprintError(
-                    f"blueprint {blueprint.name!r}, node {node.name!r}: {node.op} needs inputs of"
-                    f" one shape, and {node.inputs[0]!r} gives {first} where {name!r} gives {shape}"
+    return data
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """A blueprint of schema version 1 as one of version 2.
+
+    There every node carried `features`, `bias` and `init`, whatever its operation.
+    """
+    nodes = data.get("nodes")
+    if data.get("schema_version") != 1 or not isinstance(nodes, list):
+        return data
+
+    def upgraded(node: Any) -> Any:
+        if not isinstance(node, dict) or node.get("op") == "linear":
+            return node
+        old = {"features": None, "bias": True, "init": "fan_in"}
+        return {k: v for k, v in node.items() if k not in old or v != old[k]}
+
+    return data | {"schema_version": 2, "nodes": [upgraded(node) for node in nodes]}
+
+
+def _check_names(nodes: Sequence[AnyOp], sizes: dict[str, int]) -> None:
+    seen = {INPUT}
+    for node in nodes:
+        if node.name in seen:
+            raise ValueError(f"two nodes are called {node.name!r}; names must differ")
+        seen.add(node.name)
+    taken = sorted(set(sizes) & set(RESERVED))
+    if taken:
+        raise ValueError(f"`sizes` names {', '.join(taken)}, which the signature gives")
+
+
+def _in_order(nodes: Sequence[AnyOp]) -> list[AnyOp]:
+    """The nodes, each after those it reads, and otherwise as they were."""
+    by_name = {node.name: node for node in nodes}
+    for node in nodes:
+        for source in node.inputs:
+            if source != INPUT and source not in by_name:
+                raise ValueError(
+                    f"node {node.name!r} reads {source!r}, which no node makes; there are"
+                    f" {', '.join((INPUT, *by_name))}"
                 )
-        shape, roles = first, {}
-        if node.features is not None:
-            features = node.features
-            if isinstance(features, str):
-                if features not in table:
-                    raise BlueprintError(
-                        f"blueprint {blueprint.name!r}, node {node.name!r}: unknown size"
-                        f" {features!r}; there are {', '.join(table)}"
-                    )
-                features = table[features]
-            shape = (*first[:-1], features)
-            roles = {"weight": (features, first[-1])} | ({"bias": (features,)} if node.bias else {})
-        params = {role: f"{node.name}.{role}" for role in roles}
-        parameters += [
-            ParameterSpec(params[role], own, node.init, first[-1]) for role, own in roles.items()
-        ]
-        shapes[node.name] = shape
-        flops = OPS[node.op].flops(first, shape)
-        nodes.append(GraphNode(node.name, node.op, tuple(node.inputs), shape, params, flops))
-    if shapes[blueprint.output] != signature.output_shape:
-        raise BlueprintError(
-            f"blueprint {blueprint.name!r} does not fit {signature}: its output node"
-            f" {blueprint.output!r} gives {shapes[blueprint.output]}, expected"
-            f" {signature.output_shape}"
-        )
-    graph = Graph(signature, tuple(nodes), tuple(parameters), blueprint.output)
-    if graph.parameter_count > _MOST_PARAMETERS:
-        raise BlueprintError(
-            f"blueprint {blueprint.name!r} for {signature} has {graph.parameter_count:,}"
-            f" parameters, more than the {_MOST_PARAMETERS:,} that a kernel may have: choose"
-            " smaller sizes"
-        )
-    return graph
+    try:
+        TopologicalSorter({node.name: node.inputs for node in nodes}).prepare()
+    except CycleError as error:
+        # In the order in which they read each other, the first one repeated at the end.
+        cycle = " reads ".join(repr(name) for name in reversed(error.args[1]))
+        raise ValueError(f"the graph has a cycle: {cycle}") from error
+    ordered: list[AnyOp] = []
+    known, waiting = {INPUT}, list(nodes)
+    while waiting:
+        node = next(node for node in waiting if known.issuperset(node.inputs))
+        ordered.append(node)
+        known.add(node.name)
+        waiting.remove(node)
+    return ordered
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which `1e-5` is a number, as in YAML 1.2 and in JSON, and not a text."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"-?\d+(\.\d*)?[eE][-+]?\d+"), list("-0123456789")
+)
 
 
 def parse_blueprint(text: str, source: str) -> BlueprintIR:
@@ -240,9 +196,11 @@ def parse_blueprint(text: str, source: str) -> BlueprintIR:
     """
     try:
         # Strict mode refuses lists for tuples in Python data but not in JSON.
-        return BlueprintIR.model_validate_json(json.dumps(yaml.safe_load(text)))
-    except yaml.YAMLError as error:
+        return BlueprintIR.model_validate_json(json.dumps(yaml.load(text, _Yaml)))
+    except (yaml.YAMLError, RecursionError) as error:
         raise BlueprintError(f"{source} is not YAML: {error}") from error
+    except TypeError as error:  # YAML has dates and sets, which JSON has not
+        raise BlueprintError(f"{source} is not a blueprint: {error}") from error
     except ValidationError as error:
         details = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'graph'}: {e['msg']}" for e in error.errors()

@@ -1,9 +1,13 @@
 """From a blueprint to an artifact."""
 
+import dataclasses
 import hashlib
 import json
 import warnings
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +22,8 @@ from esper.artifacts import (
     write_artifact,
 )
 from esper.contracts import KernelSignature
-from esper.errors import BlueprintError, KernelCompilationError
-from esper.tezzeret._blueprint import BlueprintIR, resolve
+from esper.errors import KernelCompilationError
+from esper.tezzeret._blueprint import BlueprintIR, parse_blueprint
 from esper.tezzeret._contract import check_birth
 from esper.tezzeret._parity import check_parity
 from esper.tezzeret._programs import (
@@ -28,11 +32,17 @@ from esper.tezzeret._programs import (
     torch_program,
     torchscript_archive,
 )
+from esper.tezzeret._resolve import Graph, resolve
 
 PLATFORMS = ("cpu", "cuda")
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Of the libraries that an artifact's bytes depend on.
+
+    Raises:
+        KernelCompilationError: where one of them is not installed.
+    """
     found = {}
     for package in ("jax", "jaxlib", "numpy", "torch"):
         try:
@@ -49,26 +59,67 @@ def kernel_recipe(
     blueprint: BlueprintIR,
     signature: KernelSignature,
     *,
-    sizes: dict[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
     init_seed: int = 0,
+    ancestor: str | None = None,
 ) -> str:
     """SHA-256 of all that an artifact is compiled from; see `compile_blueprint`."""
-    content = {
+    content: dict[str, Any] = {
         "blueprint": blueprint.digest(),
         "signature": str(signature),
         "sizes": {**blueprint.sizes, **(sizes or {})},
         "init_seed": init_seed,
-        "versions": _versions(),
+        "versions": library_versions(),
     }
+    if ancestor is not None:
+        content["ancestor"] = ancestor
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    """Both programs of a graph, which agree."""
+
+    graph: Graph
+    stablehlo: bytes
+    torchscript: bytes
+    vjp_order: int
+    run: Callable[..., Any]
+    """The StableHLO that was written, to be called."""
+
+
+@lru_cache(maxsize=64)
+def _programs(
+    canonical: bytes, signature_json: str, sizes: tuple[tuple[str, int], ...]
+) -> _Programs:
+    """Kernels that differ in their first parameters alone share their programs."""
+    blueprint = parse_blueprint(canonical.decode(), "the blueprint")
+    signature = KernelSignature.model_validate_json(signature_json)
+    graph = resolve(blueprint, signature, dict(sizes))
+    (batch,) = export.symbolic_shape("b")
+    dtype = jnp.dtype(signature.dtype)
+    exported = export.export(jax.jit(jax_program(graph)), platforms=PLATFORMS)(
+        {p.name: jax.ShapeDtypeStruct(p.shape, dtype) for p in graph.parameters},
+        jax.ShapeDtypeStruct((batch, *signature.input_shape), dtype),
+    )
+    with warnings.catch_warnings():
+        # TorchScript is deprecated by torch and is what it can load without Python code.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torchscript = normalise_torchscript(torchscript_archive(torch_program(graph)))
+    stablehlo, vjp_order = serialise_stablehlo(exported)
+    # The gates run what was written, not what it was written from.
+    run = load_stablehlo(stablehlo).call
+    check_parity(graph, run, load_torchscript(torchscript))
+    return _Programs(graph, stablehlo, torchscript, vjp_order, run)
 
 
 def compile_blueprint(
     blueprint: BlueprintIR,
     signature: KernelSignature,
     *,
-    sizes: dict[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
     init_seed: int = 0,
+    ancestor: str | None = None,
 ) -> Artifact:
     """Compile a blueprint for a signature.
 
@@ -78,50 +129,39 @@ def compile_blueprint(
     Args:
         sizes: values for some of the blueprint's named sizes.
         init_seed: seed of the first parameters.
+        ancestor: the id of the artifact that this one replaces; see `recompile`.
 
     Raises:
         BlueprintError: for a blueprint that does not fit the signature.
         KernelCompilationError: where the two programs disagree, or a claim is false.
     """
-    if len(signature.input_shape) != 1 or len(signature.output_shape) != 1:
-        raise BlueprintError(
-            f"blueprint {blueprint.name!r}: a signature is one vector in and one out, got"
-            f" {signature}"
-        )
-    versions = _versions()
-    graph = resolve(blueprint, signature, sizes)
-    params = initial_params(graph, init_seed)
-    program = jax_program(graph)
-    (batch,) = export.symbolic_shape("b")
-    dtype = jnp.dtype(signature.dtype)
-    exported = export.export(jax.jit(program), platforms=PLATFORMS)(
-        {name: jax.ShapeDtypeStruct(p.shape, p.dtype) for name, p in params.items()},
-        jax.ShapeDtypeStruct((batch, *signature.input_shape), dtype),
-    )
-    with warnings.catch_warnings():
-        # TorchScript is deprecated by torch and is what it can load without Python code.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torchscript = normalise_torchscript(torchscript_archive(torch_program(graph)))
-    stablehlo = serialise_stablehlo(exported)
-    # The gates run what was written, not what it was written from.
-    ours, theirs = load_stablehlo(stablehlo).call, load_torchscript(torchscript)
+    versions = library_versions()
+    resolve(blueprint, signature, sizes)
     where = f"blueprint {blueprint.name!r} for {signature}"
+    given = {**blueprint.sizes, **(sizes or {})}
     try:
-        check_birth(graph, ours, params, blueprint.birth)
-        check_parity(graph, ours, theirs)
+        made = _programs(
+            blueprint.canonical_json(), signature.model_dump_json(), tuple(sorted(given.items()))
+        )
+        params = initial_params(made.graph, init_seed)
+        check_birth(made.graph, made.run, params, blueprint.birth)
     except KernelCompilationError as error:
         raise KernelCompilationError(f"{where} was refused: {error}") from error
     return write_artifact(
         blueprint_name=blueprint.name,
-        recipe=kernel_recipe(blueprint, signature, sizes=sizes, init_seed=init_seed),
+        recipe=kernel_recipe(
+            blueprint, signature, sizes=sizes, init_seed=init_seed, ancestor=ancestor
+        ),
         blueprint=blueprint.canonical_json(),
         signature=signature,
-        sizes={**blueprint.sizes, **(sizes or {})},
+        sizes=given,
         birth=blueprint.birth,
         confidence=blueprint.confidence,
         init_seed=init_seed,
         params=params,
-        stablehlo=stablehlo,
-        torchscript=torchscript,
+        stablehlo=made.stablehlo,
+        torchscript=made.torchscript,
         versions=versions,
+        vjp_order=made.vjp_order,
+        ancestor=ancestor,
     )

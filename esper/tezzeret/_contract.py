@@ -5,24 +5,26 @@ from typing import Any, Literal
 import numpy as np
 
 from esper.errors import KernelCompilationError
-from esper.tezzeret._blueprint import Graph
 from esper.tezzeret._parity import BATCHES, run_jax
+from esper.tezzeret._programs import array_dtype
+from esper.tezzeret._resolve import Graph
+
+Birth = Literal["zero", "identity", "free"]
 
 
-def check_birth(
-    graph: Graph, program: Any, params: dict[str, np.ndarray], birth: Literal["zero", "free"]
-) -> None:
+def check_birth(graph: Graph, program: Any, params: dict[str, np.ndarray], birth: Birth) -> None:
     """Check a kernel's claims with its parameters at birth.
 
-    Its output has the signature's shape; it is finite; it is exactly zero where
-    the blueprint claims so; and the first gradient is not zero everywhere, for a
-    kernel born dead would never learn.
+    Its output has the signature's shape; it is finite; it is exactly zero, or
+    exactly the input, where the blueprint claims so, and not zero where it does
+    not; and the first gradient is not zero everywhere, for a kernel born dead
+    would never learn.
 
     Raises:
         KernelCompilationError: for a claim that does not hold.
     """
     random = np.random.default_rng(1)
-    dtype = graph.signature.dtype
+    dtype = array_dtype(graph.signature.dtype)
     batch = BATCHES[-1]
     x = random.standard_normal((batch, *graph.signature.input_shape)).astype(dtype)
     cotangent = random.standard_normal((batch, *graph.signature.output_shape)).astype(dtype)
@@ -39,6 +41,16 @@ def check_birth(
         raise KernelCompilationError(
             "it claims to be born zero, and its output at birth is as large as"
             f" {np.abs(output).max():.3g}: initialise its last layer with zeros, or claim 'free'"
+        )
+    if birth == "identity" and not np.array_equal(output, x):
+        gap = np.abs(output.astype(np.float32) - x.astype(np.float32)).max()
+        raise KernelCompilationError(
+            f"it claims to be born the identity, and its output at birth differs from its input by"
+            f" up to {gap:.3g}: initialise it so, or claim 'free'"
+        )
+    if birth == "free" and not output.any():
+        raise KernelCompilationError(
+            "its output at birth is zero everywhere, and it claims 'free': claim 'zero'"
         )
     gradients = [seen[f"gradient of {p.name}"] for p in graph.parameters]
     if not any(g.any() for g in gradients):

@@ -6,8 +6,9 @@ import json
 import jax.numpy as jnp
 
 from esper.contracts import KernelSignature
-from esper.tezzeret._blueprint import BlueprintIR, resolve
+from esper.tezzeret._blueprint import BlueprintIR
 from esper.tezzeret._programs import initial_params, jax_program
+from esper.tezzeret._resolve import resolve
 from esper_functional import Kernel, Program
 
 
@@ -43,4 +44,7 @@ def kernel_from_blueprint(
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     key = f"blueprint:{blueprint.name}:{digest}"
     params = {name: jnp.asarray(p) for name, p in initial_params(graph, init_seed).items()}
-    return Kernel(Program(key, jax_program(graph), len(signature.input_shape)), params)
+    rank = len(signature.input_shape)
+    # A mapped batch norm would see one example at a time.
+    program = Program(key, jax_program(graph), rank, batches=not graph.mixes_batch)
+    return Kernel(program, params)

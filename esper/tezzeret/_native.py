@@ -4,9 +4,11 @@ from functools import lru_cache
 from typing import Any
 
 from esper.contracts import KernelSignature
-from esper.tezzeret._blueprint import BlueprintIR, Graph, resolve
+from esper.tensors import to_torch
+from esper.tezzeret._blueprint import BlueprintIR
 from esper.tezzeret._kernel import kernel_from_blueprint
 from esper.tezzeret._programs import initial_params, torch_source
+from esper.tezzeret._resolve import Graph, resolve
 
 
 class NativeProgram:
@@ -66,7 +68,7 @@ def torch_kernel_from_blueprint(
     return TorchKernel(
         kernel_id="",
         program=native_program(graph),
-        params=initial_params(graph, init_seed),
+        params={name: to_torch(p) for name, p in initial_params(graph, init_seed).items()},
         example_rank=len(signature.input_shape),
         input_shape=tuple(signature.input_shape),
         output_shape=tuple(signature.output_shape),

@@ -4,10 +4,11 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from esper.tezzeret._blueprint import INPUT, Graph
-from esper.tezzeret._ops import OPS
+from esper.tezzeret._blueprint import INPUT
+from esper.tezzeret._resolve import Graph, ParameterSpec
 
 Params = dict[str, Any]
 
@@ -19,7 +20,7 @@ def jax_program(graph: Graph) -> Callable[[Params, Any], Any]:
         values: dict[str, Any] = {INPUT: x}
         for node in graph.nodes:
             own = {role: params[name] for role, name in node.params.items()}
-            values[node.name] = OPS[node.op].jax([values[i] for i in node.inputs], own)
+            values[node.name] = node.op.jax([values[i] for i in node.op.inputs], own)
         return values[graph.output]
 
     return apply
@@ -38,7 +39,8 @@ def torch_source(graph: Graph) -> str:
     local = {INPUT: INPUT} | {node.name: f"v_{node.name}" for node in graph.nodes}
     for node in graph.nodes:
         own = {role: argument_name(name) for role, name in node.params.items()}
-        expression = OPS[node.op].torch([local[i] for i in node.inputs], own)
+        sources = [local[i] for i in node.op.inputs]
+        expression = node.op.torch(sources, own, node.input_shapes)
         lines.append(f"    {local[node.name]} = {expression}")
     lines.append(f"    return {local[graph.output]}")
     return "\n".join([*lines, ""])
@@ -74,11 +76,38 @@ def torchscript_archive(module: Any) -> bytes:
 
 
 def initial_params(graph: Graph, init_seed: int) -> dict[str, np.ndarray]:
-    """The parameters at birth; the same on every machine for one seed."""
+    """The parameters at birth; the same on every machine for one seed.
+
+    In bfloat16 they are those of float32, rounded.
+    """
     random = np.random.default_rng([init_seed, len(graph.parameters)])
-    params: dict[str, np.ndarray] = {}
-    for spec in graph.parameters:
-        bound = spec.fan_in**-0.5
-        draw = random.uniform(-bound, bound, spec.shape).astype(np.float32)
-        params[spec.name] = np.zeros_like(draw) if spec.init == "zeros" else draw
-    return params
+    dtype = array_dtype(graph.signature.dtype)
+    return {spec.name: _initial(spec, random).astype(dtype) for spec in graph.parameters}
+
+
+def array_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype of a name, `bfloat16` too."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def _initial(spec: ParameterSpec, random: np.random.Generator) -> np.ndarray:
+    bound = spec.fan_in**-0.5
+    # Drawn whatever becomes of it, so that the draws of the others do not depend on it.
+    draw = random.uniform(-bound, bound, spec.shape).astype(np.float32)
+    if spec.init == "zeros":
+        return np.zeros_like(draw)
+    if spec.init == "ones":
+        return np.full_like(draw, spec.value)
+    if spec.init == "identity":
+        return _identity(spec.shape)
+    return draw
+
+
+def _identity(shape: tuple[int, ...]) -> np.ndarray:
+    """A matrix or a convolution's weights that pass each feature through: Dirac kernels."""
+    out, per_group, *window = shape
+    weights = np.zeros(shape, np.float32)
+    middle = tuple(size // 2 for size in window)
+    for channel in range(out):
+        weights[(channel, channel % per_group, *middle)] = 1.0
+    return weights
