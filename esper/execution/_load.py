@@ -39,8 +39,8 @@ def _jax_program(
         load_stablehlo(stablehlo).call,
         example_rank=len(shapes.input_shape),
         batches=False,
-        # By the mean of one example a batch norm would make another function.
-        twin=None if graph is None or graph.mixes_batch else jax_program(graph),
+        twin=None if graph is None else jax_program(graph),
+        independent=graph is None or not graph.mixes_batch,
     )
 
 

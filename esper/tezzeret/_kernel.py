@@ -44,7 +44,7 @@ def kernel_from_blueprint(
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     key = f"blueprint:{blueprint.name}:{digest}"
     params = {name: jnp.asarray(p) for name, p in initial_params(graph, init_seed).items()}
-    rank = len(signature.input_shape)
-    # A mapped batch norm would see one example at a time.
-    program = Program(key, jax_program(graph), rank, batches=not graph.mixes_batch)
+    program = Program(
+        key, jax_program(graph), len(signature.input_shape), independent=not graph.mixes_batch
+    )
     return Kernel(program, params)

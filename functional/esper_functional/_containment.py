@@ -108,7 +108,7 @@ def _contained(program: Program, summed: bool) -> Apply:
 
     @forward.def_vmap
     def _forward_rule(size: int, in_batched: Any, params: Params, x: jax.Array) -> Any:
-        if not any(jax.tree.leaves(in_batched[0])):
+        if program.independent and not any(jax.tree.leaves(in_batched[0])):
             return _unfold(forward(params, _fold(x)), size), True
         if mappable is not None:
             return jax.vmap(mappable, in_axes=_axes(in_batched))(params, x), True
@@ -141,7 +141,7 @@ def _contained(program: Program, summed: bool) -> Apply:
 
     @backward_summed.def_vmap
     def _backward_summed_rule(size: int, in_batched: Any, params: Params, *rows: Any) -> Any:
-        if any(jax.tree.leaves(in_batched[0])):
+        if not program.independent or any(jax.tree.leaves(in_batched[0])):
             return _backward_rule(size, in_batched, params, *rows)
         folded = [_fold(row) for row in _all_mapped(size, in_batched[1:], rows)]
         # Any map further out is met by the careful rule.

@@ -34,6 +34,10 @@ class Program:
     )
     """For a program without batching rules, the same computation with them, if there is one."""
 
+    independent: bool = dataclasses.field(default=True, compare=False)
+    """Whether an example's output depends on that example alone. A batch norm's does not, and then
+    a mapped axis is not made part of the batch."""
+
     @property
     def mappable(self) -> Callable[[Params, Any], Any] | None:
         """The form that `jax.vmap` can map, or None."""

@@ -15,10 +15,16 @@ from esper.tezzeret import (
     load_blueprint,
 )
 from esper_functional import Kernel, check_kernel, count_params, run_contained
+from tests.esper.claims import claimed
 from tests.tolerance import assert_bitwise, assert_close, assert_tree_close
 
 SIGNATURE = KernelSignature(input_shape=(3,), output_shape=(5,))
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+
+
+def examples(signature: KernelSignature) -> jax.Array:
+    random = np.random.default_rng(0)
+    return jnp.asarray(random.normal(size=(6, *signature.input_shape)), jnp.float32)
 
 
 def away_from_birth(kernel: Kernel, seed: int) -> Kernel:
@@ -33,14 +39,16 @@ def away_from_birth(kernel: Kernel, seed: int) -> Kernel:
 
 @pytest.mark.parametrize("name", blueprint_names())
 def test_it_is_the_artifacts_kernel_in_parameters_output_and_gradients(name):
-    own = kernel_from_blueprint(load_blueprint(name), SIGNATURE, init_seed=3)
-    compiled = load_jax_kernel(compile_blueprint(load_blueprint(name), SIGNATURE, init_seed=3))
+    signature = claimed(name)[-1]
+    own = kernel_from_blueprint(load_blueprint(name), signature, init_seed=3)
+    compiled = load_jax_kernel(compile_blueprint(load_blueprint(name), signature, init_seed=3))
     assert_bitwise(own.params, compiled.params)
-    check_kernel(own, (3,), (5,), jnp.float32, "here")
+    check_kernel(own, signature.input_shape, signature.output_shape, jnp.float32, "here")
     params = away_from_birth(own, 1).params
+    x = examples(signature)
 
     def both(kernel):
-        y, pull_back = jax.vjp(kernel.program.apply, params, X)
+        y, pull_back = jax.vjp(kernel.program.apply, params, x)
         return y, pull_back(jnp.cos(y))
 
     assert_tree_close(jax.jit(lambda: both(own))(), jax.jit(lambda: both(compiled))())
@@ -48,15 +56,39 @@ def test_it_is_the_artifacts_kernel_in_parameters_output_and_gradients(name):
 
 @pytest.mark.parametrize("name", blueprint_names())
 def test_vmap_over_kernels_equals_the_loop(name):
+    signature = claimed(name)[0]
     kernels = [
-        away_from_birth(kernel_from_blueprint(load_blueprint(name), SIGNATURE), i) for i in range(3)
+        away_from_birth(kernel_from_blueprint(load_blueprint(name), signature), i) for i in range(3)
     ]
+    x = examples(signature)
     program = kernels[0].program
     assert program.mappable is program.apply
     many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(k.params for k in kernels))
-    mapped = jax.vmap(lambda params: run_contained(program, params, X)[0])(many)
+    mapped = jax.vmap(lambda params: run_contained(program, params, x)[0])(many)
     for i, kernel in enumerate(kernels):
-        assert_close(mapped[i], program.apply(kernel.params, X))
+        assert_close(mapped[i], program.apply(kernel.params, x))
+
+
+def test_a_batch_norm_that_is_mapped_sees_one_batch_at_a_time_forward_and_backward():
+    signature = claimed("grouped_conv")[0]
+    blueprint = load_blueprint("grouped_conv")
+    own = away_from_birth(kernel_from_blueprint(blueprint, signature), 0)
+    compiled = load_jax_kernel(compile_blueprint(blueprint, signature))
+    xs = jnp.stack([examples(signature), examples(signature)[::-1] * 2.0])
+    for program in (own.program, compiled.program):
+
+        def loss(params, x, program=program):
+            return jnp.sum(jnp.sin(run_contained(program, params, x)[0]))
+
+        mapped = jax.vmap(jax.value_and_grad(loss, argnums=(0, 1)), in_axes=(None, 0))
+        values, (d_params, d_x) = mapped(own.params, xs)
+        for i in range(2):
+            value, (d_params_alone, d_x_alone) = jax.value_and_grad(loss, argnums=(0, 1))(
+                own.params, xs[i]
+            )
+            assert_close(values[i], value)
+            assert_tree_close(jax.tree.map(lambda d, i=i: d[i], d_params), d_params_alone)
+            assert_close(d_x[i], d_x_alone)
 
 
 def test_programs_are_equal_where_the_computation_is():
