@@ -7,23 +7,33 @@ from esper.tezzeret._blueprint import (
     parse_blueprint,
 )
 from esper.tezzeret._compile import compile_blueprint, kernel_recipe
+from esper.tezzeret._jobs import CompileJob, CompileLimits, CompileOutcome
 from esper.tezzeret._kernel import kernel_from_blueprint
 from esper.tezzeret._native import native_program, torch_kernel_from_blueprint
+from esper.tezzeret._pool import CompilePool
 from esper.tezzeret._programs import jax_program
+from esper.tezzeret._recompile import is_due, recompile, recompile_job
 from esper.tezzeret._resolve import Graph, GraphNode, resolve
 
 __all__ = [
     "BlueprintIR",
+    "CompileJob",
+    "CompileLimits",
+    "CompileOutcome",
+    "CompilePool",
     "Graph",
     "GraphNode",
     "blueprint_names",
     "compile_blueprint",
+    "is_due",
     "jax_program",
     "kernel_from_blueprint",
     "kernel_recipe",
     "load_blueprint",
     "native_program",
     "parse_blueprint",
+    "recompile",
+    "recompile_job",
     "resolve",
     "torch_kernel_from_blueprint",
 ]

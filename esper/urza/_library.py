@@ -5,6 +5,7 @@ row that makes them findable; a file is verified whenever it is read.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ _KERNELS = sa.Table(
     sa.Column("flops", sa.Integer, nullable=False),
     sa.Column("size_bytes", sa.Integer, nullable=False),
 )
+
+
+_MEASUREMENTS = sa.Table(
+    "measurements",
+    _METADATA,
+    sa.Column("kernel_id", sa.String(64), primary_key=True),
+    sa.Column("backend", sa.String(16), primary_key=True),
+    sa.Column("device", sa.String(100), primary_key=True),
+    sa.Column("batch", sa.Integer, primary_key=True),
+    sa.Column("content", sa.JSON, nullable=False),
+)
+"""What was measured of kernels, which is not part of them: it differs by machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +191,41 @@ class Library:
         except ArtifactError as error:
             path = self.folder / "kernels" / self._blob(kernel_id)
             raise ArtifactError(f"{error} Its file is {path}.") from error
+
+    def record_measurement(self, measurement: Mapping[str, Any]) -> None:
+        """Keep what a kernel cost on some device; an older one of equal kernel and device goes.
+
+        Args:
+            measurement: `esper.execution.KernelMeasurement.to_dict()`.
+
+        Raises:
+            LibraryError: where it could not be written.
+        """
+        keys = {name: measurement[name] for name in ("kernel_id", "backend", "device", "batch")}
+        row = {**keys, "content": dict(measurement)}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(_MEASUREMENTS).prefix_with("OR REPLACE").values(**row))
+        except SQLAlchemyError as error:
+            raise LibraryError(
+                f"what was measured of kernel {keys['kernel_id'][:12]} could not be kept in"
+                f" {self.folder}: {_reason(error)}"
+            ) from error
+
+    def measurements(self, kernel_id: str) -> list[dict[str, Any]]:
+        """What was measured of a kernel, by backend, device and batch."""
+        query = (
+            sa.select(_MEASUREMENTS.c.content)
+            .where(_MEASUREMENTS.c.kernel_id == kernel_id)
+            .order_by(_MEASUREMENTS.c.backend, _MEASUREMENTS.c.device, _MEASUREMENTS.c.batch)
+        )
+        try:
+            with self._engine.connect() as connection:
+                return list(connection.execute(query).scalars())
+        except SQLAlchemyError as error:
+            raise LibraryError(
+                f"the library {self.folder} cannot be searched: {_reason(error)}"
+            ) from error
 
     def find(
         self,

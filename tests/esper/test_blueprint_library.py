@@ -43,8 +43,8 @@ def test_contract(name, signature):
     assert dtype.name == signature.dtype
 
     # Birth: its effect is as claimed, and it can learn.
-    x = _drawn(random, (4, *signature.input_shape), dtype)
-    cotangent = _drawn(random, (4, *signature.output_shape), dtype)
+    x = _drawn(random, (3, *signature.input_shape), dtype)
+    cotangent = _drawn(random, (3, *signature.output_shape), dtype)
     born = run_jax(exported, artifact.params, x, cotangent)
     output = born["output"]
     assert np.isfinite(output.astype(np.float32)).all()

@@ -107,7 +107,7 @@ class BatchNorm(_Norm):
 
     It takes the statistics of the batch that it is given, in training and in evaluation, as
     PyTorch's layers do with `track_running_stats=False`: a kernel is a function of its parameters
-    and its input, and has no running statistics. So an example's output depends on its batch, and in a
+    and its input, and has no running statistics. So what it gives depends on the batch, and in a
     network that is written for one example and mapped over them, its batch is one.
     Ioffe and Szegedy, Batch Normalization, 2015, arXiv:1502.03167.
     """

@@ -1,0 +1,114 @@
+"""What runs in a compile worker.
+
+A worker is a fresh interpreter that the pool spawned: it shares no memory with
+the training process, and what it takes can be limited and taken back.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esper.contracts import KernelSignature
+from esper.errors import BlueprintError, EsperError, KernelCompilationError
+
+
+class Task(NamedTuple):
+    """A job in plain data."""
+
+    blueprint: bytes
+    signature: str
+    sizes: dict[str, int]
+    init_seed: int
+    ancestor: str | None
+    cpu_seconds: int
+    measure: tuple[str, ...]
+    """Backends on which to measure what was compiled."""
+
+
+class Done(NamedTuple):
+    """What the worker gives back: the bytes of an artifact, or the kind and text of an error."""
+
+    data: bytes | None
+    error: tuple[str, str] | None
+    seconds: float
+    measurements: tuple[str, ...] = ()
+    """Each as JSON."""
+
+
+OUT_OF_MEMORY = 77
+"""The exit status of a worker that reached its limit of memory."""
+
+_SIGNS = ("bad_alloc", "out of memory", "can't allocate memory", "cannot allocate memory")
+
+_ERRORS: dict[str, type[EsperError]] = {
+    kind.__name__: kind for kind in (EsperError, BlueprintError, KernelCompilationError)
+}
+
+
+def error_of(kind: str, text: str) -> EsperError:
+    """The error that a worker told of."""
+    return _ERRORS.get(kind, EsperError)(text)
+
+
+def prepare(memory_bytes: int) -> None:
+    """Import what compiling needs, and limit the memory from there on."""
+    # Workers share the machine with training, and with each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    from esper.tezzeret import _compile  # noqa: F401  (imported before the limit is set)
+
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def work(task: Task) -> Done:
+    """Compile one kernel."""
+    from esper.tezzeret._blueprint import parse_blueprint
+    from esper.tezzeret._compile import compile_blueprint
+
+    begun = time.monotonic()
+    _limit_cpu(task.cpu_seconds)
+    try:
+        artifact = compile_blueprint(
+            parse_blueprint(task.blueprint.decode(), "the job's blueprint"),
+            KernelSignature.model_validate_json(task.signature),
+            sizes=task.sizes,
+            init_seed=task.init_seed,
+            ancestor=task.ancestor,
+        )
+        seconds = time.monotonic() - begun
+        measured = tuple(json.dumps(_measured(artifact, backend)) for backend in task.measure)
+    except EsperError as error:
+        return Done(None, (type(error).__name__, str(error)), time.monotonic() - begun)
+    except (MemoryError, RuntimeError) as error:  # XLA's and torch's own are RuntimeErrors
+        lines = str(error).splitlines() or [type(error).__name__]
+        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS):
+            # What ran out of memory inside of a library may hang at the next job.
+            os._exit(OUT_OF_MEMORY)
+        return Done(None, ("EsperError", lines[0]), time.monotonic() - begun)
+    return Done(artifact.data, None, seconds, measured)
+
+
+def _limit_cpu(seconds: int) -> None:
+    """From here on; the signal of the soft limit ends the process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    spent = int(used.ru_utime + used.ru_stime)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds, hard))
+
+
+def _measured(artifact: Any, backend: str) -> dict[str, Any]:
+    from esper.execution import RealKernelExecutor
+
+    # It was compiled here.
+    executor = RealKernelExecutor(backend=backend, trust=lambda _: None)
+    return executor.profile(artifact).to_dict()
