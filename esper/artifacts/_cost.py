@@ -103,7 +103,9 @@ class _Reader:
             return self._add(operation)
         except ArtifactError as refusal:
             self._refusal = refusal
-            return ir.WalkResult.INTERRUPT
+        except Exception as error:  # what is malformed leads MLIR's bindings to anything
+            self._refusal = _refuse(f"cannot be read ({type(error).__name__}: {error})")
+        return ir.WalkResult.INTERRUPT
 
     def _add(self, operation: Any) -> ir.WalkResult:
         name = operation.name

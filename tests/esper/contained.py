@@ -202,3 +202,24 @@ def uses_both(_: bytes) -> bytes:
 
     grown = jax.jit(lambda x: jnp.tanh(x) @ x.T)(jnp.ones((4, 4)))
     return f"{float(grown.sum()):.3f} {float(torch.ones(4).sum())}".encode()
+
+
+def scans_flipped(program: bytes) -> bytes:
+    """Scan a program with a bit flipped, 300 times; in here because native code parses it."""
+    import random
+
+    from esper.artifacts import scan_stablehlo
+    from esper.errors import ArtifactError
+
+    chooser = random.Random(22)
+    counts = {"refused": 0, "accepted": 0}
+    for _ in range(300):
+        place = chooser.randrange(8 * len(program))
+        damaged = bytearray(program)
+        damaged[place // 8] ^= 1 << place % 8
+        try:
+            scan_stablehlo(bytes(damaged))
+            counts["accepted"] += 1
+        except ArtifactError:
+            counts["refused"] += 1
+    return json.dumps(counts).encode()
