@@ -110,15 +110,21 @@ class VerdictStore:
     def _ask(self, statement: str, *values: str) -> list[tuple]:
         with self._lock:
             try:
-                with self._database:
-                    return self._database.execute(statement, values).fetchall()
-            except sqlite3.OperationalError as error:
-                # Locked for long, a full disk, a folder made read-only: the file is not at fault.
+                return self._execute(statement, values)
+            except sqlite3.Error as error:
+                if self._is_damage(error):
+                    self._begin_anew(error)
+                else:
+                    self._forget_the_file(error)
+            try:
+                return self._execute(statement, values)
+            except sqlite3.Error as error:
                 self._forget_the_file(error)
-            except sqlite3.DatabaseError as error:
-                self._begin_anew(error)
-            with self._database:
-                return self._database.execute(statement, values).fetchall()
+                return self._execute(statement, values)
+
+    def _execute(self, statement: str, values: tuple[str, ...]) -> list[tuple]:
+        with self._database:
+            return self._database.execute(statement, values).fetchall()
 
     def _open(self) -> sqlite3.Connection:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -128,11 +134,20 @@ class VerdictStore:
         with self._alone():
             try:
                 return self._connect()
-            except sqlite3.OperationalError:
-                raise
-            except (sqlite3.DatabaseError, _Damaged):
+            except (sqlite3.Error, _Damaged) as error:
+                if not self._is_damage(error):
+                    raise
                 self._set_aside()
                 return self._connect()
+
+    def _is_damage(self, error: Exception) -> bool:
+        """Whether the file is at fault, and not a lock, a full disk or a folder made read-only."""
+        if not isinstance(error, sqlite3.OperationalError):
+            return isinstance(error, sqlite3.DatabaseError | _Damaged)
+        # A bit of its header can make a file look newer than this SQLite writes.
+        primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        writable = os.access(self.folder, os.W_OK) and os.access(self.path, os.W_OK)
+        return primary == sqlite3.SQLITE_ERROR or (primary == sqlite3.SQLITE_READONLY and writable)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -187,6 +202,9 @@ class VerdictStore:
         try:
             with contextlib.closing(self._connect()) as database:
                 rows = database.execute("SELECT digest, verdict, seal FROM verdicts").fetchall()
+                database.execute("BEGIN")
+                database.execute("INSERT OR REPLACE INTO verdicts VALUES ('', '', '')")
+                database.execute("ROLLBACK")
         except (sqlite3.Error, _Damaged):
             return False
         return all(seal == _seal(digest, text) for digest, text, seal in rows)
