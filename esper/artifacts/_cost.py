@@ -25,14 +25,14 @@ MAX_OPS = 50_000
 
 _MAX_DEPTH = 200
 _DYNAMIC = ir.ShapedType.get_dynamic_size()
-_SEQUENTIAL = {"builtin.module", "stablehlo.case"}
-_COSTLY = {
-    "func.call", "stablehlo.dot_general", "stablehlo.convolution",
+_SPECIAL = {
+    "builtin.module", "func.func", "func.call", "stablehlo.dot_general", "stablehlo.convolution",
     "stablehlo.dynamic_conv", "stablehlo.reduce", "stablehlo.reduce_window",
     "stablehlo.select_and_scatter",
 }  # fmt: skip
 """All others make each element of their results once; only these repeat what they hold."""
 
+_ADVANCE = ir.WalkResult.ADVANCE
 _DIALECT_ATTRIBUTES = {
     "jax.uses_shape_polymorphism", "jax.global_constant", "jax.result_info", "jax.arg_info",
     "mhlo.num_partitions", "mhlo.num_replicas",
@@ -100,43 +100,46 @@ class _Reader:
     def _visit(self, operation: Any) -> ir.WalkResult:
         # Raised in here, an error would come out as MLIR's own.
         try:
-            return self._add(operation)
+            name = operation.name
+            self._check(operation, name)
+            self._seen += 1
+            if self._seen > MAX_OPS:
+                raise _refuse(f"has more than {MAX_OPS} operations")
+            if name in _SPECIAL:
+                return self._add_special(operation, name)
+            own = self._current
+            own.ops += 1
+            for result in operation.results:
+                elements, taken = self._size(result.type)
+                own.flops += elements
+                own.bytes += taken
+            if name == "stablehlo.case" or not len(operation.regions):
+                return _ADVANCE
+            raise _refuse(f"has operations within {name}, whose cost is not known")
         except ArtifactError as refusal:
             self._refusal = refusal
         except Exception as error:  # what is malformed leads MLIR's bindings to anything
             self._refusal = _refuse(f"cannot be read ({type(error).__name__}: {error})")
         return ir.WalkResult.INTERRUPT
 
-    def _add(self, operation: Any) -> ir.WalkResult:
-        name = operation.name
-        self._check(operation, name)
-        self._seen += 1
-        if self._seen > MAX_OPS:
-            raise _refuse(f"has more than {MAX_OPS} operations")
+    def _add_special(self, operation: Any, name: str) -> ir.WalkResult:
+        if name == "builtin.module":
+            return _ADVANCE
         if name == "func.func":
             self._current = _Function()
             self._functions[ir.StringAttr(operation.attributes["sym_name"]).value] = self._current
-            return ir.WalkResult.ADVANCE
-        made = size = 0
-        for result in operation.results:
-            elements, taken = self._size(result.type)
-            made += elements
-            size += taken
+            return _ADVANCE
         own = self._current
+        sizes = [self._size(result.type) for result in operation.results]
         own.ops += 1
-        own.bytes += size
-        if name not in _COSTLY:
-            if len(operation.regions) and name not in _SEQUENTIAL:
-                raise _refuse(f"has operations within {name}, whose cost is not known")
-            own.flops += made
-            return ir.WalkResult.ADVANCE
+        own.bytes += sum(taken for _, taken in sizes)
         if name == "func.call":
             own.calls.append(ir.FlatSymbolRefAttr(operation.attributes["callee"]).value)
-            return ir.WalkResult.ADVANCE
-        work = _work(operation, name, made)
+            return _ADVANCE
+        work = _work(operation, name, sum(elements for elements, _ in sizes))
         if not len(operation.regions):
             own.flops += work
-            return ir.WalkResult.ADVANCE
+            return _ADVANCE
         self._repeat(operation, work)
         return ir.WalkResult.SKIP
 
@@ -182,18 +185,19 @@ class _Reader:
         if name not in ALLOWED_OPS:
             raise _refuse(f"uses {name}, which is not on the list of allowed operations")
         attributes = operation.attributes
-        if not len(attributes):
-            return
+        for key in attributes:
+            if "." in key:
+                self._check_attribute(key)
         if name == "stablehlo.custom_call":
             target = ir.StringAttr(attributes["call_target_name"]).value
             if target not in ALLOWED_CUSTOM_CALLS:
                 raise _refuse(f"calls the custom target {target!r}, which is not allowed")
-        for key in attributes:
-            self._check_attribute(key)
-            if key in ("arg_attrs", "res_attrs"):
-                for own in ir.ArrayAttr(attributes[key]):
-                    for each in ir.DictAttr(own):
-                        self._check_attribute(each.name)
+        elif name == "func.func":
+            for key in ("arg_attrs", "res_attrs"):
+                if key in attributes:
+                    for own in ir.ArrayAttr(attributes[key]):
+                        for each in ir.DictAttr(own):
+                            self._check_attribute(each.name)
 
     @staticmethod
     def _check_attribute(key: str) -> None:
@@ -202,10 +206,11 @@ class _Reader:
 
     def _size(self, result: Any) -> tuple[int, int]:
         """Elements and bytes of a result."""
-        found = self._sizes.get(result)
-        if found is None:
+        try:
+            return self._sizes[result]
+        except KeyError:
             found = self._sizes[result] = self._measure(result)
-        return found
+            return found
 
     def _measure(self, result: Any) -> tuple[int, int]:
         if not isinstance(result, ir.RankedTensorType):
