@@ -1,10 +1,15 @@
 """Zip archives whose bytes depend on their content alone."""
 
 import io
+import struct
 import zipfile
 from collections.abc import Mapping
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_END = b"PK\x05\x06"
+_END_BYTES = 22
+_MAX_MEMBERS = 32
+_MAX_DIRECTORY = 1 << 14
 
 
 def write_archive(members: Mapping[str, bytes]) -> bytes:
@@ -19,13 +24,27 @@ def write_archive(members: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def _check_end(data: bytes) -> None:
+    """Look at how many members an archive says it has, before they are all listed."""
+    end = data[-_END_BYTES:]
+    if len(end) < _END_BYTES or not end.startswith(_END):
+        raise ValueError("it is not a readable zip archive (it does not end like one)")
+    members, size = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
+    if members > _MAX_MEMBERS or size > _MAX_DIRECTORY:
+        raise ValueError(f"it lists {members} members in {size} bytes, more than is read")
+
+
 def read_archive(data: bytes, *, max_bytes: int) -> dict[str, bytes]:
-    """The members of an archive.
+    """The members of an archive that `write_archive` wrote, or would have.
+
+    An archive has many ways to say the same, and some readers see what others do not: one way
+    alone is read, so that every bit of it has a meaning.
 
     Raises:
-        ValueError: for what is no zip archive, for compressed or repeated members, and
-            for more than `max_bytes` of content.
+        ValueError: for what is no zip archive, for compressed or repeated members, for more
+            than `max_bytes` of content, and for any byte that is not as it would be written.
     """
+    _check_end(data)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
@@ -36,6 +55,12 @@ def read_archive(data: bytes, *, max_bytes: int) -> dict[str, bytes]:
                 raise ValueError("a member is compressed; only stored members are read")
             if sum(info.file_size for info in infos) > max_bytes:
                 raise ValueError(f"its content is larger than {max_bytes} bytes")
-            return {name: archive.read(name) for name in names}
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
+            if sum(info.file_size for info in infos) > len(data):
+                raise ValueError("its members are larger than itself")
+            members = {name: archive.read(name) for name in names}
+    # An encrypted member is a RuntimeError, and names may be of any encoding.
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, struct.error) as error:
         raise ValueError(f"it is not a readable zip archive ({error})") from error
+    if write_archive(members) != data:
+        raise ValueError("its bytes are not as they are written; it was made or changed elsewhere")
+    return members

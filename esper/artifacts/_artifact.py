@@ -31,6 +31,9 @@ _MANIFEST = "manifest.json"
 _CONTENT = (_PARAMS, _STABLEHLO)
 _OPTIONAL = (_BLUEPRINT, _TORCHSCRIPT)
 
+_MAX_TEXT = 1 << 20
+"""Largest manifest or blueprint that is parsed."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
@@ -117,9 +120,12 @@ def read_artifact(data: bytes, expected_id: str | None = None) -> Artifact:
         members = read_archive(data, max_bytes=MAX_BYTES)
         if set(members) - set(_OPTIONAL) != {*_CONTENT, _MANIFEST}:
             raise ValueError(f"it has the members {sorted(members)}")
+        for text in (_MANIFEST, _BLUEPRINT):
+            if len(members.get(text, b"")) > _MAX_TEXT:
+                raise ValueError(f"its {text} is larger than {_MAX_TEXT} bytes")
         manifest = Manifest.model_validate_json(members[_MANIFEST])
         params = load_tensors(members[_PARAMS])
-    except (ValueError, ValidationError, SafetensorError) as error:
+    except (ValueError, ValidationError, SafetensorError, KeyError, TypeError) as error:
         raise ArtifactError(f"{name} is not a kernel artifact: {error}") from error
     if (manifest.origin == "blueprint") != (_BLUEPRINT in members):
         raise ArtifactError(
@@ -133,9 +139,14 @@ def read_artifact(data: bytes, expected_id: str | None = None) -> Artifact:
                 f"{name} contradicts its manifest: {member} has the SHA-256 {found}, the manifest"
                 f" says {manifest.digests.get(member)}"
             )
+    if set(manifest.digests) != set(members) - {_MANIFEST}:
+        raise ArtifactError(
+            f"{name} contradicts its manifest: it has the members {sorted(members)}, the manifest"
+            f" has digests of {sorted(manifest.digests)}"
+        )
     declared = {p.name: (p.shape, p.dtype) for p in manifest.parameters}
     held = {n: (tuple(p.shape), p.dtype.name) for n, p in params.items()}
-    if declared != held:
+    if declared != held or len(declared) != len(manifest.parameters):
         raise ArtifactError(
             f"{name} contradicts its manifest: it holds the parameters {held}, the manifest says"
             f" {declared}"

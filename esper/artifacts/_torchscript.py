@@ -6,15 +6,16 @@ one method of straight-line code that calls allowed functions of torch alone,
 and pickles without foreign globals.
 """
 
-import ast
 import io
 import pickletools
+import re
 import warnings
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
-from esper.artifacts._allowed import ALLOWED_CALLS
 from esper.artifacts._archive import read_archive, write_archive
+from esper.artifacts._source import scan_source
 from esper.errors import ArtifactError
 
 ROOT = "kernel"
@@ -26,11 +27,8 @@ _VERSION = {f"{ROOT}/.data/version", f"{ROOT}/version"}
 _PICKLES = {f"{ROOT}/data.pkl", f"{ROOT}/constants.pkl"}
 _REQUIRED = _PICKLES | {CODE, f"{ROOT}/byteorder"}
 
-_ALLOWED_NODES = (
-    ast.Module, ast.ClassDef, ast.FunctionDef, ast.arguments, ast.arg, ast.Assign, ast.Return,
-    ast.Call, ast.keyword, ast.Attribute, ast.Name, ast.Constant, ast.List, ast.Load, ast.Store,
-    ast.UnaryOp, ast.USub,
-)  # fmt: skip
+_VERSION_TEXT = re.compile(rb"[0-9]{1,4}\n?")
+_MAX_PICKLE = 4096
 
 
 def normalise(archive: bytes) -> bytes:
@@ -49,48 +47,29 @@ def normalise(archive: bytes) -> bytes:
     return write_archive(kept)
 
 
-def _scan_code(source: str) -> None:
-    tree = ast.parse(source)
-    methods = 0
-    for node in ast.walk(tree):
-        if not isinstance(node, _ALLOWED_NODES):
-            raise ArtifactError(
-                f"its TorchScript contains {type(node).__name__.lower()}, which kernels may not use"
-            )
-        if isinstance(node, ast.FunctionDef):
-            methods += 1
-            if node.name != "forward" or node.decorator_list:
-                raise ArtifactError(
-                    f"its TorchScript defines {node.name!r}; the only method allowed is 'forward'"
-                )
-        if isinstance(node, ast.Call):
-            f = node.func
-            is_torch = (
-                isinstance(f, ast.Attribute)
-                and isinstance(f.value, ast.Name)
-                and f.value.id == "torch"
-                and f.attr in ALLOWED_CALLS
-            )
-            if not is_torch:
-                raise ArtifactError(
-                    f"its TorchScript calls {ast.unparse(f)}, which is not on the list of allowed"
-                    " functions"
-                )
-    if len(tree.body) != 1 or methods != 1:
-        raise ArtifactError("its TorchScript must be one class with one method")
-
-
 def _scan_pickle(name: str, data: bytes) -> None:
     allowed_globals = {"__torch__ EsperKernel"}
     allowed_ops = {
         "PROTO", "GLOBAL", "EMPTY_TUPLE", "NEWOBJ", "EMPTY_DICT", "BUILD", "STOP", "BINPUT",
         "MARK", "SETITEMS",
     }  # fmt: skip
-    for op, argument, _ in pickletools.genops(data):
+    for op, argument in _operations(name, data):
         if op.name not in allowed_ops:
             raise ArtifactError(f"{name} uses the pickle operation {op.name}, which is not allowed")
         if op.name == "GLOBAL" and argument not in allowed_globals:
             raise ArtifactError(f"{name} names the global {argument!r}, which is not allowed")
+
+
+def _operations(name: str, data: bytes) -> Iterator[tuple[Any, Any]]:
+    if len(data) > _MAX_PICKLE:
+        raise ArtifactError(f"{name} is larger than {_MAX_PICKLE} bytes")
+    try:
+        for op, argument, position in pickletools.genops(data):
+            if op.name == "STOP" and position != len(data) - 1:
+                raise ArtifactError(f"{name} goes on after its end")
+            yield op, argument
+    except (ValueError, IndexError, EOFError) as error:
+        raise ArtifactError(f"{name} cannot be read: {error}") from error
 
 
 def load(archive: bytes) -> Any:
@@ -108,8 +87,11 @@ def load(archive: bytes) -> Any:
         return torch.jit.load(io.BytesIO(archive))
 
 
-def scan(archive: bytes) -> None:
+def scan(archive: bytes) -> int:
     """Refuse an archive that could do anything but compute; runs nothing.
+
+    Returns:
+        How many tensors its program takes.
 
     Raises:
         ArtifactError: saying what was found.
@@ -123,9 +105,14 @@ def scan(archive: bytes) -> None:
         raise ArtifactError(
             f"its TorchScript archive has unexpected or missing members: {odd or 'version'}"
         )
-    try:
-        _scan_code(members[CODE].decode())
-        for name in sorted(_PICKLES):
-            _scan_pickle(name, members[name])
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"its TorchScript cannot be parsed: {error}") from error
+    for name in sorted(_VERSION & set(members)):
+        if not _VERSION_TEXT.fullmatch(members[name]):
+            raise ArtifactError(f"its TorchScript has the version {members[name][:40]!r}")
+    if members[f"{ROOT}/byteorder"] not in (b"little", b"big"):
+        raise ArtifactError(
+            f"its TorchScript has the byte order {members[f'{ROOT}/byteorder'][:40]!r}"
+        )
+    arguments = scan_source(members[CODE])
+    for name in sorted(_PICKLES):
+        _scan_pickle(name, members[name])
+    return arguments

@@ -73,8 +73,12 @@ class KernelRecord:
 
 def _record(artifact: Artifact) -> KernelRecord:
     manifest = artifact.manifest
-    blueprint = parse_blueprint(artifact.blueprint.decode(), f"kernel {artifact.kernel_id[:12]}")
-    graph = resolve(blueprint, manifest.signature, manifest.sizes)
+    flops = 0
+    if artifact.blueprint is not None:
+        blueprint = parse_blueprint(
+            artifact.blueprint.decode(), f"kernel {artifact.kernel_id[:12]}"
+        )
+        flops = resolve(blueprint, manifest.signature, manifest.sizes).flops
     return KernelRecord(
         kernel_id=artifact.kernel_id,
         recipe=manifest.recipe,
@@ -84,7 +88,7 @@ def _record(artifact: Artifact) -> KernelRecord:
         confidence=manifest.confidence,
         init_seed=manifest.init_seed,
         parameter_count=sum(int(p.size) for p in artifact.params.values()),
-        flops=graph.flops,
+        flops=flops,
         size_bytes=len(artifact.data),
     )
 

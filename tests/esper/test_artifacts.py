@@ -39,6 +39,9 @@ def _parts(artifact):
         "stablehlo": artifact.stablehlo,
         "torchscript": artifact.torchscript,
         "versions": m.versions,
+        "origin": m.origin,
+        "vjp_order": m.vjp_order,
+        "ancestor": m.ancestor,
     }
 
 
@@ -82,7 +85,7 @@ def test_a_manifest_that_lies_about_parameters(artifact):
 
 def test_a_manifest_with_an_unknown_key_or_version(artifact):
     manifest = json.loads(read_archive(artifact.data, max_bytes=1 << 30)["manifest.json"])
-    for change in ({"colour": 1}, {"schema_version": 2}):
+    for change in ({"colour": 1}, {"schema_version": 3}):
         with pytest.raises(ArtifactError, match="is not a kernel artifact"):
             read_artifact(_with(artifact, manifest__json=json.dumps(manifest | change).encode()))
 

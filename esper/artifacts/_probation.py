@@ -1,0 +1,237 @@
+"""The first run of an artifact's programs, in a child process that `esper.sandbox` restricts.
+
+This module is imported by the child. What it finds goes back as JSON; whoever reads it keeps in
+mind that a program which took the child over could have written it.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from esper.artifacts._artifact import Artifact, read_artifact
+from esper.artifacts._scan import scan_program, scan_sources
+from esper.artifacts._stablehlo import load as load_stablehlo
+from esper.artifacts._torchscript import load as load_torchscript
+from esper.artifacts._verdict import Check, Result
+from esper.errors import ArtifactError, BlueprintError
+from esper.tezzeret import jax_program, parse_blueprint, resolve
+from esper.tezzeret._parity import DRAWS, run_jax, run_torch
+from esper_functional import difference
+
+try:
+    import torch as _torch
+except ImportError:
+    _torch = None
+torch: Any = _torch
+
+BATCHES = (1, 7)
+"""Batch sizes: with the artifact's own parameters, and with drawn ones."""
+GROWTH = (8, 128)
+"""Batch sizes between which the cost is to grow no faster than the batch, give or take twice."""
+
+Named = dict[str, np.ndarray]
+
+
+class _Refused(Exception):
+    pass
+
+
+class _Noted(Exception):
+    pass
+
+
+class _Checks:
+    """Runs checks one after the other, and stops at the first refusal."""
+
+    def __init__(self) -> None:
+        self.done: list[Check] = []
+
+    @contextlib.contextmanager
+    def named(self, name: str) -> Iterator[list[str]]:
+        started = time.perf_counter()
+        outcome: Result = "passed"
+        detail: list[str] = []
+        try:
+            yield detail
+        except _Noted as note:
+            outcome, detail = "noted", [str(note)]
+        except (_Refused, ArtifactError) as refusal:
+            outcome, detail = "refused", [str(refusal)]
+        taken = 1e3 * (time.perf_counter() - started)
+        self.done.append(Check(name, outcome, " ".join(detail)[:2000], taken))
+        if outcome == "refused":
+            raise _Refused
+
+    def skip(self, name: str, why: str) -> None:
+        self.done.append(Check(name, "skipped", why))
+
+
+def probate(data: bytes) -> bytes:
+    """Run the programs of an artifact forward and backward, and compare them.
+
+    Returns:
+        The checks made, as JSON.
+    """
+    checks = _Checks()
+    with contextlib.suppress(_Refused):
+        _probate(read_artifact(data), checks)
+    return json.dumps([vars(check) for check in checks.done]).encode()
+
+
+def _probate(artifact: Artifact, checks: _Checks) -> None:
+    with checks.named("scan"):
+        scan_sources(artifact)
+        cost = scan_program(artifact)
+    program = load_stablehlo(artifact.stablehlo).call
+    with checks.named("cost") as told:
+        told.append(_check_growth(artifact, program))
+        told.append(f"{cost.ops} operations")
+    with checks.named("stablehlo"):
+        own = _run_checked(artifact, program, run_jax, artifact.params, BATCHES[0])
+        _run_checked(artifact, program, run_jax, _draw(artifact), BATCHES[1])
+    with checks.named("finite"):
+        odd = sorted(name for name, value in own.items() if not np.all(np.isfinite(value)))
+        if odd:
+            raise _Noted(f"with its own parameters these are not finite: {', '.join(odd)}")
+    _probate_torch(artifact, checks, own, program)
+    with checks.named("blueprint"):
+        if artifact.blueprint is None:
+            raise _Noted(f"it was made of a {artifact.manifest.origin}, and holds none")
+        _agree_on_draws(
+            artifact, program, _twin(artifact, artifact.blueprint), run_jax, "its blueprint"
+        )
+
+
+def _probate_torch(artifact: Artifact, checks: _Checks, own: Named, program: Any) -> None:
+    if artifact.torchscript is None:
+        checks.skip("torchscript", "it holds none; torch runs it over the bridge to jax")
+        return
+    if torch is None:
+        checks.skip("torchscript", "torch is not installed")
+        return
+    with checks.named("torchscript"):
+        script = load_torchscript(artifact.torchscript)
+        _run_checked(artifact, script, run_torch, _draw(artifact), BATCHES[1])
+        theirs_own = _run_checked(artifact, script, run_torch, artifact.params, BATCHES[0])
+    with checks.named("agreement"):
+        _agree_on_draws(artifact, program, script, run_torch, "its TorchScript")
+    with checks.named("agreement with its own parameters"):
+        # Trained parameters may be large where rounding counts, so this is told, no more.
+        try:
+            _agree(own, theirs_own, "its TorchScript")
+        except _Refused as found:
+            raise _Noted(str(found)) from found
+
+
+def _inputs(
+    artifact: Artifact, params: Named, batch: int, seed: int = 0
+) -> tuple[Named, np.ndarray, np.ndarray]:
+    """Parameters, input and cotangent."""
+    signature = artifact.manifest.signature
+    random = np.random.default_rng([batch, seed])
+    dtype = jnp.dtype(signature.dtype)
+    x = random.standard_normal((batch, *signature.input_shape)).astype(dtype)
+    return params, x, random.standard_normal((batch, *signature.output_shape)).astype(dtype)
+
+
+def _draw(artifact: Artifact, seed: int = 0) -> Named:
+    """Parameters at random, as large as those of layers at birth.
+
+    An artifact's own may be zero, so that its programs agree whatever they compute.
+    """
+    random = np.random.default_rng(seed)
+    return {
+        name: (
+            random.standard_normal(p.shape) / math.sqrt(max(1, p.size // max(1, *p.shape[:1], 1)))
+        ).astype(p.dtype)
+        for name, p in artifact.params.items()
+    }
+
+
+def _run_checked(
+    artifact: Artifact,
+    program: Any,
+    run: Callable[[Any, Named, np.ndarray, np.ndarray], Named],
+    params: Named,
+    batch: int,
+) -> Named:
+    params, x, cotangent = _inputs(artifact, params, batch)
+    try:
+        found = run(program, params, x, cotangent)
+    except MemoryError:
+        raise
+    except Exception as error:  # jax and torch raise whatever the program leads them to
+        text = f"{type(error).__name__}: {error}"
+        if "memory" in text.lower():
+            raise
+        raise _Refused(f"at batch {batch} it raises {text[:500]}") from error
+    expected = {"output": cotangent, "gradient of x": x}
+    expected |= {f"gradient of {name}": p for name, p in params.items()}
+    for name, like in expected.items():
+        given = found.get(name)
+        shape, dtype = (None, None) if given is None else (given.shape, given.dtype)
+        if (shape, dtype) != (like.shape, like.dtype):
+            raise _Refused(
+                f"at batch {batch} its {name} has shape {shape} and dtype {dtype}; its manifest"
+                f" says {like.shape} and {like.dtype}"
+            )
+    return found
+
+
+def _agree(ours: Named, theirs: Named, whose: str) -> None:
+    for name, value in ours.items():
+        gap = difference(theirs[name], value)
+        if not gap.within:
+            raise _Refused(
+                f"its StableHLO and {whose} disagree: the {name} differs by {gap.largest:.3g}, at"
+                f" most {gap.allowed:.3g} is allowed"
+            )
+
+
+def _agree_on_draws(
+    artifact: Artifact, program: Any, other: Any, run: Callable[..., Named], whose: str
+) -> None:
+    """Compare two programs as the compiler does: on one of a few sets of random data."""
+    for seed in range(DRAWS):
+        inputs = _inputs(artifact, _draw(artifact, seed), BATCHES[1], seed)
+        try:
+            return _agree(run_jax(program, *inputs), run(other, *inputs), whose)
+        except _Refused:
+            if seed == DRAWS - 1:
+                raise
+    return None
+
+
+def _twin(artifact: Artifact, source: bytes) -> Any:
+    manifest = artifact.manifest
+    try:
+        blueprint = parse_blueprint(source.decode(), "its blueprint")
+        return jax_program(resolve(blueprint, manifest.signature, manifest.sizes))
+    except (BlueprintError, ValueError) as error:
+        raise _Noted(f"nothing can be built of it: {error}") from error
+
+
+def _check_growth(artifact: Artifact, program: Any) -> str:
+    """Refuse what costs more than in proportion to the batch: it would be tried at small ones."""
+
+    def cost(batch: int) -> dict[str, float]:
+        params, x, _ = _inputs(artifact, artifact.params, batch)
+        return jax.jit(program).lower(params, x).compile().cost_analysis() or {}
+
+    few, many = map(cost, GROWTH)
+    times = GROWTH[1] / GROWTH[0]
+    for what in ("flops", "bytes accessed"):
+        small, large = few.get(what, 0.0), many.get(what, 0.0)
+        if large > 2 * times * max(small, 1.0):
+            raise _Refused(
+                f"its {what} grow from {small:.4g} at batch {GROWTH[0]} to {large:.4g} at batch"
+                f" {GROWTH[1]}, more than in proportion"
+            )
+    return f"{few.get('flops', 0.0) / GROWTH[0]:.4g} floating-point operations for one example,"

@@ -1,0 +1,130 @@
+"""What trust costs: `python -m experiments.bench.trust`.
+
+For each blueprint: the static scan of an artifact (its TorchScript as data, its StableHLO and every
+VJP in it, parsed and walked), reading it with all digests, and the question whether it is trusted,
+once it is. For one of them: a verdict with a cold child process, which starts Python, jax and
+torch, compiles and runs both programs; and a verdict on a kernel whose programs are known.
+
+The child may run on all processors; the rest is pinned to one core. `--rounds` is how often each
+is timed, 200 at most; three children are started, whatever is asked for.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.bench._command import Benchmark, run
+from experiments.bench._paired import Sampling
+from experiments.bench._results import Check, Figure, Results
+
+if TYPE_CHECKING:
+    from esper.artifacts import Artifact
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The work, and the targets."""
+
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    features: int = 64
+    children: int = 3
+    scan_milliseconds: float = 10.0
+    trusted_microseconds: float = 5.0
+
+
+def median(call: Callable[[], object], settings: Settings, repeats: int = 1) -> float:
+    """Median seconds of one call."""
+    clock = time.perf_counter if settings.sampling.clock == "wall" else time.process_time
+    call()
+    taken = []
+    for _ in range(min(settings.sampling.rounds, 200)):
+        started = clock()
+        for _ in range(repeats):
+            call()
+        taken.append((clock() - started) / repeats)
+    return float(np.median(taken))
+
+
+@contextlib.contextmanager
+def all_processors() -> Iterator[None]:
+    """Undo the pinning: a child would inherit it, and share the core with this process."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    pinned = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, pinned)
+
+
+def measure_verdicts(name: str, artifact: "Artifact", settings: Settings) -> Results:
+    """A verdict with a cold child, and one on programs that are known."""
+    from esper.artifacts import VerdictStore, verify
+
+    found = Results()
+    cold, known = [], []
+    for _ in range(settings.children):
+        with tempfile.TemporaryDirectory() as folder, VerdictStore(folder) as verdicts:
+            with all_processors():
+                started = time.perf_counter()
+                verdict = verify(artifact.data, verdicts=verdicts)
+                cold.append(time.perf_counter() - started)
+            known.append(median(lambda v=verdicts: verify(artifact.data, verdicts=v), settings))
+        found.checks.append(Check(f"{name}: accepted", "True", str(verdict.accepted)))
+        held = ", ".join(verdict.protections) or "nothing"
+        found.notes = [f"The child was held by: {held}.", *(f"Not: {m}." for m in verdict.missing)]
+    found.figures.append(Figure(f"{name}, the child cold", float(np.median(cold)), "s"))
+    found.figures.append(Figure(f"{name}, its programs known", 1e3 * float(np.median(known)), "ms"))
+    return found
+
+
+def measure(settings: Settings, only: str) -> Results:
+    """All comparisons."""
+    from esper.artifacts import distrust_all, ensure_trusted, read_artifact, scan, trust
+    from esper.contracts import KernelSignature
+    from esper.tezzeret import blueprint_names, compile_blueprint, load_blueprint
+
+    results = Results(only=only)
+    figures = results.figures
+    width = (settings.features,)
+    signature = KernelSignature(input_shape=width, output_shape=width)
+    for name in blueprint_names():
+        if not results.wants(name):
+            continue
+        artifact = compile_blueprint(load_blueprint(name), signature)
+        taken = 1e3 * median(lambda a=artifact: scan(a), settings)
+        figures.append(Figure(f"{name}: scan", taken, "ms", settings.scan_milliseconds))
+        taken = 1e3 * median(lambda a=artifact: read_artifact(a.data), settings)
+        figures.append(Figure(f"{name}: read", taken, "ms"))
+        trust(artifact)
+        taken = 1e6 * median(lambda a=artifact: ensure_trusted(a), settings, repeats=1000)
+        figures.append(Figure(f"{name}: is trusted", taken, "µs", settings.trusted_microseconds))
+        distrust_all()
+    name = "residual_mlp: verify"
+    if results.wants(name):
+        artifact = compile_blueprint(load_blueprint("residual_mlp"), signature)
+        found = measure_verdicts(name, artifact, settings)
+        for kind in ("checks", "figures", "notes"):
+            getattr(results, kind).extend(getattr(found, kind))
+    return results
+
+
+BENCHMARK = Benchmark(
+    name="trust",
+    doc=__doc__,
+    settings=Settings,
+    measure=measure,
+    packages=("esper-morphogenetic", "numpy", "jax", "jaxlib", "torch", "pyseccomp"),
+)
+
+if __name__ == "__main__":
+    sys.exit(run(BENCHMARK))

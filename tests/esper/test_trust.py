@@ -1,0 +1,560 @@
+"""Verdicts, the store that remembers them, and what a process trusts."""
+
+import dataclasses
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from esper.artifacts import (
+    Artifact,
+    Check,
+    Verdict,
+    VerdictsInMemoryWarning,
+    VerdictStore,
+    default_verdicts,
+    distrust_all,
+    ensure_trusted,
+    is_trusted,
+    programs_digest,
+    read_artifact,
+    trust,
+    verify,
+    verify_file,
+)
+from esper.artifacts import _verdict as verdict_module
+from esper.artifacts._verdicts import cache_folder
+from esper.errors import ArtifactError
+from esper.sandbox import Limits
+from tests.esper import hostile
+
+
+@pytest.fixture
+def verdicts(tmp_path: Path) -> Iterator[VerdictStore]:
+    with VerdictStore(tmp_path / "verdicts") as store:
+        yield store
+
+
+@pytest.fixture(autouse=True)
+def nothing_trusted() -> Iterator[None]:
+    distrust_all()
+    yield
+    distrust_all()
+
+
+def sibling(artifact: Artifact, seed: int) -> Artifact:
+    """A kernel with other parameters."""
+    random = np.random.default_rng(seed)
+    params = {
+        n: random.standard_normal(p.shape).astype(p.dtype) for n, p in artifact.params.items()
+    }
+    return hostile.rewritten(artifact, params=params, init_seed=seed)
+
+
+NO_CHILD = Limits(wall_seconds=1e-6)
+"""Under which a child is killed at once: what is accepted under it was not run."""
+
+
+# Verdicts
+
+
+def test_an_honest_kernel_is_accepted_with_all_that_was_looked_at(
+    artifact: Artifact, verdicts: VerdictStore
+):
+    verdict = verify(artifact.data, verdicts=verdicts)
+    assert verdict.accepted, verdict.reason
+    assert (verdict.kernel_id, verdict.reason) == (artifact.kernel_id, "")
+    found = {check.name: check.outcome for check in verdict.checks}
+    assert found == dict.fromkeys(
+        ["file", "torchscript source", "stablehlo scan", "scan", "cost", "stablehlo", "finite",
+         "torchscript", "agreement", "agreement with its own parameters", "blueprint",
+         "probation"],
+        "passed",
+    )  # fmt: skip
+    assert all(check.milliseconds >= 0 for check in verdict.checks)
+    assert {"jax", "jaxlib", "torch"} <= set(verdict.versions)
+    assert verdict.protections
+    assert not verdict.remembered
+    # And with no child at all the second time.
+    again = verify(artifact, verdicts=verdicts, limits=NO_CHILD)
+    assert again.accepted
+    assert again.remembered
+    assert (again.versions, again.protections) == (verdict.versions, verdict.protections)
+
+
+def test_kernels_that_differ_in_parameters_need_one_child(
+    artifact: Artifact, verdicts: VerdictStore
+):
+    assert verify(artifact, verdicts=verdicts).accepted
+    for seed in range(50):
+        own = sibling(artifact, seed)
+        assert own.kernel_id != artifact.kernel_id
+        verdict = verify(own.data, verdicts=verdicts, limits=NO_CHILD)
+        assert verdict.accepted
+        assert verdict.remembered
+        assert verdict.kernel_id == own.kernel_id
+    assert len(verdicts) == 1
+    # A file that contradicts itself is refused all the same.
+    damaged = bytearray(sibling(artifact, 1).data)
+    damaged[len(damaged) // 2] ^= 1
+    refused = verify(bytes(damaged), verdicts=verdicts, limits=NO_CHILD)
+    assert not refused.accepted
+    assert refused.reason.startswith("file: kernel")
+
+
+def test_what_depends_on_programs_has_another_digest(artifact: Artifact):
+    assert artifact.torchscript is not None
+    digest = programs_digest(artifact)
+    assert programs_digest(sibling(artifact, 1)) == digest
+    others = [
+        hostile.rewritten(artifact, torchscript=None),
+        hostile.rewritten(artifact, stablehlo=artifact.stablehlo + b"\0"),
+        hostile.rewritten(artifact, blueprint=artifact.blueprint + b"\n"),
+        hostile.rewritten(artifact, sizes={"width": 9}),
+        hostile.rewritten(
+            artifact, params={n: p.astype(np.float64) for n, p in artifact.params.items()}
+        ),
+        hostile.rewritten(artifact, params=dict(reversed(artifact.params.items()))),
+    ]
+    digests = [programs_digest(other) for other in others]
+    assert len({digest, *digests}) == 1 + len(others)
+
+
+def test_other_versions_make_other_digests(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
+    before = programs_digest(artifact)
+    for change in (
+        lambda: monkeypatch.setattr(verdict_module, "CHECKS_VERSION", 99),
+        lambda: monkeypatch.setattr(verdict_module, "library_versions", lambda: {"jax": "99"}),
+    ):
+        with monkeypatch.context():
+            change()
+            verdict_module._checked_by.cache_clear()
+            assert programs_digest(artifact) != before
+        monkeypatch.undo()
+        verdict_module._checked_by.cache_clear()
+    assert programs_digest(artifact) == before
+
+
+def test_without_torchscript_the_other_program_is_run_alone(
+    artifact: Artifact, verdicts: VerdictStore
+):
+    verdict = verify(hostile.rewritten(artifact, torchscript=None), verdicts=verdicts)
+    assert verdict.accepted, verdict.reason
+    found = {check.name: check for check in verdict.checks}
+    assert found["torchscript"].outcome == "skipped"
+    assert "over the bridge" in found["torchscript"].detail
+    assert found["stablehlo"].outcome == found["blueprint"].outcome == "passed"
+    assert "agreement" not in found
+
+
+def test_a_blueprint_that_is_no_graph_is_noted(artifact: Artifact, verdicts: VerdictStore):
+    verdict = verify(hostile.rewritten(artifact, blueprint=b"{}"), verdicts=verdicts)
+    assert verdict.accepted, verdict.reason
+    (found,) = [check for check in verdict.checks if check.name == "blueprint"]
+    assert found.outcome == "noted"
+    assert "nothing can be built of it: its blueprint is not a blueprint" in found.detail
+
+
+def test_parameters_that_are_not_finite_are_noted(artifact: Artifact, verdicts: VerdictStore):
+    params = {n: np.full_like(p, np.nan) for n, p in artifact.params.items()}
+    verdict = verify(hostile.rewritten(artifact, params=params), verdicts=verdicts)
+    assert verdict.accepted, verdict.reason
+    found = {check.name: check for check in verdict.checks}
+    assert found["finite"].outcome == "noted"
+    assert "these are not finite: gradient of" in found["finite"].detail
+    # Which is of that kernel alone.
+    other = verify(artifact, verdicts=verdicts, limits=NO_CHILD)
+    assert "finite" not in {check.name for check in other.checks}
+
+
+def test_a_limit_refuses_for_now_and_is_not_remembered(artifact: Artifact, verdicts: VerdictStore):
+    verdict = verify(artifact, verdicts=verdicts, limits=NO_CHILD)
+    assert not verdict.accepted
+    assert verdict.reason.startswith("probation: the child process stopped at its wall limit")
+    assert verdict.missing == ("all: it ended before it had restricted itself",)
+    assert len(verdicts) == 0
+
+
+def test_a_refusal_is_remembered(artifact: Artifact, verdicts: VerdictStore):
+    odd = hostile.rewritten(artifact, stablehlo=hostile.crafted(hostile.SORT, as_vjp=1))
+    first = verify(odd, verdicts=verdicts)
+    assert not first.accepted
+    second = verify(odd, verdicts=verdicts, limits=NO_CHILD)
+    assert (second.accepted, second.remembered) == (False, True)
+    assert second.reason == first.reason
+    assert "scan: its StableHLO uses stablehlo.sort, which is not on the list" in first.reason
+
+
+def test_without_probation_nothing_runs_and_nothing_is_remembered(
+    artifact: Artifact, verdicts: VerdictStore
+):
+    verdict = verify(artifact.data, verdicts=verdicts, probation=False, limits=NO_CHILD)
+    assert verdict.accepted
+    assert [c.name for c in verdict.checks] == ["file", "torchscript source", "stablehlo scan"]
+    assert len(verdicts) == 0
+
+
+def test_files(artifact: Artifact, verdicts: VerdictStore, tmp_path: Path):
+    path = tmp_path / "a.kernel"
+    path.write_bytes(artifact.data)
+    assert verify_file(path, verdicts=verdicts, probation=False).accepted
+    path.write_bytes(b"nothing")
+    verdict = verify_file(str(path), verdicts=verdicts)
+    assert not verdict.accepted
+    assert "is not a kernel artifact" in verdict.reason
+    assert len(verdict.kernel_id) == 64
+    with pytest.raises(ArtifactError, match=r"the kernel file .*absent.* cannot be read"):
+        verify_file(tmp_path / "absent")
+
+
+def test_reports_of_a_child_are_read_as_those_of_a_stranger():
+    from esper.artifacts._verify import _report
+    from esper.sandbox import Outcome
+
+    for result, message in (
+        (b"", "cannot be read"),
+        (b"[" * 100_000, "cannot be read"),
+        (b'[{"name": "scan"}]', "cannot be read"),
+        (b"[1]", "cannot be read"),
+        (b"[]", "lacks"),
+        (b'[{"name": "scan", "outcome": "fine", "detail": "", "milliseconds": 1}]', "outcomes"),
+        (b'[{"name": "scan", "outcome": "passed", "detail": "", "milliseconds": 1}]', "lacks"),
+    ):
+        (check,) = _report(Outcome("finished", result))
+        assert check.outcome == "refused"
+        assert message in check.detail
+    (check,) = _report(Outcome("signal", signal=11, output="first\nlast\n"))
+    assert check.detail == "the child process died by SIGSEGV; it printed last: last"
+
+
+CHECKS = st.builds(
+    Check,
+    name=st.text(max_size=20),
+    outcome=st.sampled_from(["passed", "refused", "noted", "skipped"]),
+    detail=st.text(max_size=50),
+    milliseconds=st.floats(0, 1e6),
+)
+VERDICTS = st.builds(
+    Verdict,
+    kernel_id=st.text("0123456789abcdef", min_size=64, max_size=64),
+    accepted=st.booleans(),
+    checks=st.lists(CHECKS, max_size=4).map(tuple),
+    protections=st.lists(st.text(max_size=9), max_size=3).map(tuple),
+    missing=st.lists(st.text(max_size=9), max_size=3).map(tuple),
+    versions=st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=3),
+    remembered=st.booleans(),
+)
+
+
+@given(verdict=VERDICTS)
+def test_a_verdict_is_what_was_written_of_it(verdict: Verdict):
+    assert Verdict.from_json(verdict.to_json()) == verdict
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"checks": 1}', '{"checks": [{"a": 1}]}'])
+def test_texts_that_are_no_verdict(text: str):
+    with pytest.raises(ValueError, match="no verdict|Expecting value"):
+        Verdict.from_json(text)
+
+
+# The store
+
+
+def verdict_of(number: int, accepted: bool = True) -> Verdict:
+    outcome = "passed" if accepted else "refused"
+    return Verdict(f"{number:064x}", accepted, (Check("scan", outcome, f"number {number}"),))
+
+
+class StoreLaws(RuleBasedStateMachine):
+    """The store is a dictionary that outlives its processes, or forgets all; never another one."""
+
+    folder: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        import tempfile
+
+        self.place = tempfile.TemporaryDirectory()
+        self.stores = [VerdictStore(self.place.name)]
+        self.known: dict[str, Verdict] = {}
+        self.aside = 0
+
+    @rule(key=st.integers(0, 4), number=st.integers(0, 9), accepted=st.booleans(), by=st.integers())
+    def put(self, key: int, number: int, accepted: bool, by: int) -> None:
+        verdict = verdict_of(number, accepted)
+        self.stores[by % len(self.stores)].put(f"{key:064x}", verdict)
+        self.known[f"{key:064x}"] = verdict
+
+    @precondition(lambda self: len(self.stores) < 3)
+    @rule()
+    def open_another(self) -> None:
+        self.stores.append(VerdictStore(self.place.name))
+
+    @precondition(lambda self: len(self.stores) > 1)
+    @rule()
+    def close_one(self) -> None:
+        self.stores.pop().close()
+
+    @rule(place=st.floats(0, 1), bit=st.integers(0, 7))
+    def close_all_flip_a_bit_and_open(self, place: float, bit: int) -> None:
+        for store in self.stores:
+            store.close()
+        path = self.stores[0].path
+        data = bytearray(path.read_bytes())
+        data[int(place * (len(data) - 1))] ^= 1 << bit
+        path.write_bytes(data)
+        self.stores = [VerdictStore(self.place.name)]
+        # Each that is still there is the right one, or it is not there.
+        held = {key: self.stores[0].get(key) for key in list(self.known)}
+        for key, verdict in held.items():
+            assert verdict in (None, self.known[key]), (place, bit)
+        self.known = {key: verdict for key in held if (verdict := self.stores[0].get(key))}
+
+    @invariant()
+    def all_stores_agree(self) -> None:
+        for store in self.stores:
+            assert store.reason == ""
+            assert {key: store.get(key) for key in self.known} == self.known
+            assert store.get("f" * 64) is None
+
+    def teardown(self) -> None:
+        for store in self.stores:
+            store.close()
+        self.place.cleanup()
+
+
+TestStoreLaws = StoreLaws.TestCase
+TestStoreLaws.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database", b"SQLite format 3\0" + b"\xff" * 5000, b"\0" * 8192]
+)
+def test_a_damaged_database_is_set_aside(tmp_path: Path, content: bytes):
+    path = tmp_path / "verdicts.sqlite"
+    path.write_bytes(content)
+    with VerdictStore(tmp_path) as store:
+        assert store.reason == ""
+        assert len(store) == 0
+        store.put("0" * 64, verdict_of(1))
+    assert (tmp_path / "verdicts.sqlite.damaged-0").read_bytes() == content
+    with VerdictStore(tmp_path) as store:
+        assert store.get("0" * 64) == verdict_of(1)
+    assert not (tmp_path / "verdicts.sqlite.damaged-1").exists()
+
+
+def test_every_bit_of_the_databases_version_and_some_of_its_header(tmp_path: Path):
+    with VerdictStore(tmp_path / "good") as store:
+        store.put("0" * 64, verdict_of(1))
+    good = store.path.read_bytes()
+    for place in sorted({*range(16 * 8, 21 * 8), *range(0, 100 * 8, 17)}):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        data = bytearray(good)
+        data[place // 8] ^= 1 << place % 8
+        (folder / store.path.name).write_bytes(data)
+        with VerdictStore(folder) as again:
+            assert again.get("0" * 64) in (None, verdict_of(1)), place
+            again.put("1" * 64, verdict_of(2))
+            assert again.get("1" * 64) == verdict_of(2), place
+            assert again.reason == "", place
+
+
+def test_a_row_that_was_changed_is_not_believed(tmp_path: Path):
+    with VerdictStore(tmp_path) as store:
+        store.put("0" * 64, verdict_of(1, accepted=False))
+    with sqlite3.connect(tmp_path / "verdicts.sqlite") as database:
+        text = verdict_of(1, accepted=True).to_json()
+        database.execute("UPDATE verdicts SET verdict = ?", (text,))
+    database.close()
+    with VerdictStore(tmp_path) as store:
+        assert store.get("0" * 64) is None
+        assert len(store) == 0
+    assert (tmp_path / "verdicts.sqlite.damaged-0").exists()
+
+
+def test_another_table_of_that_name_is_damage(tmp_path: Path):
+    with sqlite3.connect(tmp_path / "verdicts.sqlite") as database:
+        database.execute("CREATE TABLE verdicts (a)")
+    database.close()
+    with VerdictStore(tmp_path) as store:
+        store.put("0" * 64, verdict_of(1))
+        assert store.get("0" * 64) == verdict_of(1)
+    assert (tmp_path / "verdicts.sqlite.damaged-0").exists()
+
+
+def test_a_folder_that_cannot_be_used(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    message = "kept in memory alone, because .*cannot be used.* ESPER_CACHE_DIR"
+    with pytest.warns(VerdictsInMemoryWarning, match=message):
+        store = VerdictStore(tmp_path / "file" / "below")
+    with store:
+        assert "cannot be used" in store.reason
+        store.put("0" * 64, verdict_of(1))
+        assert store.get("0" * 64) == verdict_of(1)
+        assert len(store) == 1
+
+
+def test_a_full_disk(small_disk: Any):
+    place = small_disk(64)
+
+    def fill(store: VerdictStore) -> None:
+        for number in range(2000):
+            store.put(f"{number:064x}", verdict_of(number))
+            assert store.get(f"{number:064x}") == verdict_of(number)
+
+    with VerdictStore(place) as store:
+        with pytest.warns(VerdictsInMemoryWarning, match="full|I/O"):
+            fill(store)
+        assert store.reason
+    with VerdictStore(place) as again:
+        for number in range(2000):
+            assert again.get(f"{number:064x}") in (None, verdict_of(number))
+
+
+WRITER = """
+import sys
+from esper.artifacts import VerdictStore
+from tests.esper.test_trust import verdict_of
+own = int(sys.argv[2])
+with VerdictStore(sys.argv[1]) as store:
+    assert store.reason == "", store.reason
+    for number in range(200):
+        store.put(f"{number:064x}", verdict_of(number))
+        store.put(f"{1000 * own + number:064x}", verdict_of(number))
+    assert all(store.get(f"{1000 * own + n:064x}") == verdict_of(n) for n in range(200))
+"""
+
+
+def test_many_processes_and_one_database_that_begins_damaged(tmp_path: Path):
+    (tmp_path / "verdicts.sqlite").write_bytes(b"not a database")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path), str(own)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for own in range(1, 5)
+    ]
+    for writer in writers:
+        _, errors = writer.communicate(timeout=200)
+        assert writer.returncode == 0, errors
+    with VerdictStore(tmp_path) as store:
+        assert len(store) == 200 * 5
+    assert [p.name for p in tmp_path.glob("*.damaged-*")] == ["verdicts.sqlite.damaged-0"]
+
+
+def test_many_threads_and_one_store(verdicts: VerdictStore):
+    def write(own: int) -> None:
+        for number in range(100):
+            verdicts.put(f"{number:064x}", verdict_of(number))
+            assert verdicts.get(f"{number:064x}") == verdict_of(number), own
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert len(verdicts) == 100
+
+
+def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name in ("ESPER_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "esper"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "esper"
+    monkeypatch.setenv("ESPER_CACHE_DIR", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    store = default_verdicts()
+    assert store is default_verdicts()
+    assert store.path == tmp_path / "own" / "verdicts.sqlite"
+    assert store.path.stat().st_mode & 0o077 == 0
+    store.close()
+
+
+# Trust
+
+
+def test_what_was_compiled_here_is_trusted(artifact: Artifact, verdicts: VerdictStore):
+    assert not is_trusted(artifact)
+    trust(artifact)
+    assert is_trusted(artifact)
+    ensure_trusted(artifact, verdicts, limits=NO_CHILD)
+    # With all that share its programs, and with nothing else.
+    ensure_trusted(sibling(artifact, 3), verdicts, limits=NO_CHILD)
+    assert not is_trusted(hostile.rewritten(artifact, torchscript=None))
+    assert len(verdicts) == 0
+
+
+def test_trust_that_is_recorded_outlives_the_process(artifact: Artifact, verdicts: VerdictStore):
+    trust(artifact, verdicts)
+    distrust_all()
+    assert not is_trusted(artifact)
+    ensure_trusted(artifact, verdicts, limits=NO_CHILD)
+    verdict = verify(artifact, verdicts=verdicts, limits=NO_CHILD)
+    assert verdict.accepted
+    assert "compiled on this machine" in verdict.checks[-1].detail
+
+
+def test_what_is_not_known_is_verified_once(artifact: Artifact, verdicts: VerdictStore):
+    ensure_trusted(artifact, verdicts)
+    assert len(verdicts) == 1
+    verdicts.close()
+    ensure_trusted(artifact, verdicts, limits=NO_CHILD)  # the store is not even asked
+    ensure_trusted(sibling(artifact, 4), verdicts, limits=NO_CHILD)
+
+
+def test_what_is_refused_raises_with_the_reason(artifact: Artifact, verdicts: VerdictStore):
+    odd = hostile.rewritten(artifact, stablehlo=hostile.crafted(hostile.CALLBACK, as_vjp=1))
+    for _ in range(2):
+        with pytest.raises(
+            ArtifactError, match=rf"kernel {odd.kernel_id[:12]} is refused: scan: its StableHLO"
+            r" calls the custom target .*compile its blueprint anew",
+        ):  # fmt: skip
+            ensure_trusted(odd, verdicts)
+        assert not is_trusted(odd)
+
+
+def test_many_threads_that_ask_at_once_start_one_child(
+    artifact: Artifact, verdicts: VerdictStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    started: set[str] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.001):
+            started.update(p.name for p in tmp_path.glob("esper-sandbox-*"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    kernels = [sibling(artifact, seed) for seed in range(8)]
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda kernel: ensure_trusted(kernel, verdicts), kernels))
+    finally:
+        over.set()
+        watcher.join()
+    assert len(started) == 1
+    assert all(is_trusted(kernel) for kernel in kernels)
+
+
+def test_an_artifact_is_what_its_bytes_are(artifact: Artifact, verdicts: VerdictStore):
+    """One put together by hand, whose programs are not those of its bytes, gets no trust of it."""
+    odd = dataclasses.replace(read_artifact(artifact.data), data=artifact.data[:-1] + b"\1")
+    verdict = verify(odd, verdicts=verdicts)
+    assert not verdict.accepted
