@@ -70,9 +70,8 @@ def _search_path(module: str) -> tuple[list[str], list[str], list[str]]:
         place = Path(entry or ".").absolute()
         if not place.exists():
             continue
-        if any(place.resolve().is_relative_to(p) for p in installed) or "site-packages" in (
-            place.parts
-        ):
+        inside = any(place.resolve().is_relative_to(p) for p in installed)
+        if inside or any(place.glob("*.dist-info")):
             path.append(str(place))
             readable.append(str(place))
             continue

@@ -204,6 +204,14 @@ def uses_both(_: bytes) -> bytes:
     return f"{float(grown.sum()):.3f} {float(torch.ones(4).sum())}".encode()
 
 
+def compiles(_: bytes) -> bytes:
+    from esper.contracts import KernelSignature
+    from esper.tezzeret import compile_blueprint, load_blueprint
+
+    signature = KernelSignature(input_shape=(4,), output_shape=(4,))
+    return compile_blueprint(load_blueprint("low_rank"), signature).data
+
+
 def scans_flipped(program: bytes) -> bytes:
     """Scan a program with a bit flipped, 300 times; in here because native code parses it."""
     import random

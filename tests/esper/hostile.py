@@ -8,6 +8,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -204,3 +205,31 @@ def deflated(members: dict[str, bytes]) -> bytes:
         for name, data in members.items():
             archive.writestr(name, data)
     return buffer.getvalue()
+
+
+def flatbuffer_bomb(depth: int) -> bytes:
+    """An envelope of a few kilobytes whose tree of arguments has 2^depth nodes.
+
+    A node's two children are one and the same, as offsets of a flatbuffer may be.
+    """
+    from jax._src.export import serialization
+    from jax._src.export import serialization_generated as ser
+
+    def shared(builder: Any, _: Any) -> Any:
+        ser.PyTreeDefStart(builder)
+        ser.PyTreeDefAddKind(builder, ser.PyTreeDefKind.none)
+        node = ser.PyTreeDefEnd(builder)
+        for _ in range(depth):
+            ser.PyTreeDefStartChildrenVector(builder, 2)
+            builder.PrependUOffsetTRelative(node)
+            builder.PrependUOffsetTRelative(node)
+            children = builder.EndVector()
+            ser.PyTreeDefStart(builder)
+            ser.PyTreeDefAddKind(builder, ser.PyTreeDefKind.tuple)
+            ser.PyTreeDefAddChildren(builder, children)
+            node = ser.PyTreeDefEnd(builder)
+        return node
+
+    # jax's own writer writes all the rest.
+    with mock.patch.object(serialization, "_serialize_pytreedef", shared):
+        return bytes(exported(lambda _, x: x).serialize(vjp_order=1))

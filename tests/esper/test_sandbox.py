@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from esper.artifacts import read_artifact
 from esper.errors import EsperError
 from esper.sandbox import Limits, Outcome, Protections, _landlock, run
 
@@ -178,8 +179,9 @@ def test_without_libseccomp_it_says_so(tmp_path: Path):
         "print(*found.missing)\n"
     )
     (tmp_path / "pyseccomp_absent.py").write_text("def echo(x): return x\n")
-    site = tmp_path / "site-packages"
-    site.mkdir()
+    # A folder that packages were installed into, which is then searched as a whole.
+    site = tmp_path / "installed"
+    (site / "pyseccomp-0.dist-info").mkdir(parents=True)
     for name in ("pyseccomp.py", "pyseccomp_absent.py"):
         (tmp_path / name).rename(site / name)
     path = os.pathsep.join([str(site), *sys.path])
@@ -267,6 +269,12 @@ def test_a_temporary_folder_that_cannot_be_had(tmp_path: Path, monkeypatch: pyte
 
 def test_jax_and_torch_compute_inside():
     assert contained("uses_both", memory_bytes=2 << 30).result == b"48.742 4.0"
+
+
+def test_a_kernel_is_compiled_inside():
+    found = contained("compiles", memory_bytes=2 << 30)
+    assert found.status == "finished", found
+    assert read_artifact(found.result or b"").manifest.blueprint == "low_rank"
 
 
 @pytest.mark.parametrize("name", ["json", "json:", "absent_module:f", ":f", "json:a.b"])

@@ -406,6 +406,19 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path):
         assert len(store) == 1
 
 
+def test_a_folder_that_is_read_only(small_disk: Any):
+    place = small_disk(256)
+    with VerdictStore(place) as store:
+        store.put("0" * 64, verdict_of(1))
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+    with pytest.warns(VerdictsInMemoryWarning, match="Read-only file system|readonly"):
+        store = VerdictStore(place)
+    with store:
+        store.put("1" * 64, verdict_of(2))
+        assert store.get("1" * 64) == verdict_of(2)
+    assert not list(place.glob("*.damaged-*"))
+
+
 def test_a_full_disk(small_disk: Any):
     place = small_disk(64)
 
