@@ -10,18 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from esper.errors import CircuitBreakerOpenError, InputError
 from esper.recovery import MOVES, CircuitBreaker, CircuitEvent, CircuitState
+from tests.esper.recovery_clock import Hand
 
 CLOSED, OPEN, HALF_OPEN = CircuitState
-
-
-class Hand:
-    """A clock turned by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class BreakerMachine(RuleBasedStateMachine):
