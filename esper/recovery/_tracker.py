@@ -90,6 +90,11 @@ class ErrorTracker:
         with self._lock:
             return len(self._kernels.get(kernel_id, ()))
 
+    def errors_by_kernel(self) -> dict[str, int]:
+        """How many errors are remembered, of each kernel that has any."""
+        with self._lock:
+            return {kernel_id: len(times) for kernel_id, times in self._kernels.items()}
+
     def problematic_kernels(self, threshold: int = 3) -> list[str]:
         """The kernels that have failed at least `threshold` times, in order of their names."""
         with self._lock:
