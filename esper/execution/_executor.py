@@ -122,13 +122,16 @@ class RealKernelExecutor:
         ready = self._loader.ready(artifact)
         try:
             x = self._backend.enter(x)
-            self._check_input(ready, x, artifact.kernel_id)
+            kind = x.shape, x.dtype
+            known = kind in ready.seen
+            if not known:
+                self._check_input(ready, x, artifact.kernel_id)
             values = ready.params if params is None else _in_order(ready, params, artifact)
         except KernelMismatchError as error:
             self._incidents.record(error, artifact)
             raise
         loaded = ready.loaded
-        new = loaded.route != "torchscript" and x.shape not in loaded.shapes
+        compiles = not (known or loaded.route == "torchscript" or kind in loaded.seen)
         begun = self._clock()
         try:
             y = loaded.run(values, x)
@@ -137,9 +140,10 @@ class RealKernelExecutor:
             what = f"failed on {self._where(ready)} for {_of(x)}"
             raise self._incidents.failed(error, artifact, what) from error
         if timed:
-            (self._compilation if new else self._execution).add(self._clock() - begun)
-            if new:
-                loaded.shapes.add(x.shape)
+            (self._compilation if compiles else self._execution).add(self._clock() - begun)
+            if not known:
+                ready.seen.add(kind)
+                loaded.seen.add(kind)
             if check and (bad := self._backend.not_finite(y)):
                 what = f"returned {bad} numbers that are not finite for {_of(x)}"
                 raise self._incidents.failed(None, artifact, f"{what} on {self._where(ready)}")

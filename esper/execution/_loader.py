@@ -28,8 +28,8 @@ class Loaded(NamedTuple):
     route: str
     size: int
     """Bytes of the program in the artifact."""
-    shapes: set[Hashable]
-    """Of inputs that jax has compiled it for; unused by TorchScript, which compiles for none."""
+    seen: set[Hashable]
+    """Shapes and dtypes of inputs that it has run, and so was compiled for by jax."""
 
 
 class Ready(NamedTuple):
@@ -43,6 +43,8 @@ class Ready(NamedTuple):
     dtype: str
     size: int
     """Bytes of the parameters."""
+    seen: set[Hashable]
+    """Shapes and dtypes of inputs that fit."""
 
 
 class _Recent(Generic[Key, Value]):
@@ -176,6 +178,7 @@ class KernelLoader:
             shape=tuple(signature.input_shape),
             dtype=signature.dtype,
             size=sum(int(p.nbytes) for p in artifact.params.values()),
+            seen=set(),
         )
         with self._lock:
             self._kernels.put(artifact.kernel_id, ready)
