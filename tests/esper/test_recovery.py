@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -715,3 +716,19 @@ def test_threads_lose_no_recovery():
     stats = manager.get_recovery_stats()
     assert stats["total_recoveries"] == stats["error_stats"]["total_errors"] == 1600
     assert stats["recovery_success_rate"] == 1.0
+
+
+def test_the_page_says_what_the_code_does():
+    page = (Path(__file__).parents[2] / "docs" / "recovery.md").read_text()
+    for kind in ErrorType:
+        others = [n for n, m in ErrorType.__members__.items() if m is kind and n != kind.name]
+        also = "".join(f" `{name}`" for name in others)
+        assert f"| `{kind.name}` |{also} | {STRATEGIES[kind].value} |" in page, kind
+    registry = CollectorRegistry()
+    ErrorRecoveryManager(registry=registry)
+    for metric in registry.collect():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        labels = page.split(f"| `{name}` | ")[1].split("\n")[0]
+        assert labels, name
+    for topic in TOPICS:
+        assert f"`{topic.value}`" in page
