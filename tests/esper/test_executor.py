@@ -201,6 +201,9 @@ def test_another_kernel_of_the_same_program_compiles_nothing(route):
         executor.execute_kernel(kernels[1], x)
     assert count() == 0
     assert len({float(y.sum()) for y in found}) == 4
+    # What is loaded to be grafted elsewhere is compiled once, too.
+    programs = [executor.load(k).program for k in kernels]
+    assert all(program is programs[0] for program in programs)
     stats = executor.get_performance_stats()
     assert (stats["cache"]["modules_cached"], stats["cache"]["kernels_cached"]) == (1, 4)
     assert stats["execution"]["count"] == 5

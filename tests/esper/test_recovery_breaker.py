@@ -107,6 +107,13 @@ class BreakerMachine(RuleBasedStateMachine):
             if self.state is not CLOSED:
                 self.go(CLOSED)
 
+    @rule()
+    def half_open(self):
+        """Otherwise rare, and most of what there is happens there."""
+        self.by_hand(True)
+        self.wait(self.TIMEOUT)
+        self.ask()
+
     @invariant()
     def they_agree(self):
         assert self.breaker.state is self.state
@@ -176,6 +183,37 @@ def test_a_success_between_failures_begins_the_count_anew():
         breaker.record_failure()
         breaker.record_success()
     assert breaker.state is CLOSED
+
+
+def test_it_counts_anew_once_it_has_closed():
+    clock = Hand()
+    breaker = CircuitBreaker(2, 60.0, 1, clock=clock)
+    breaker.record_failure()
+    breaker.record_failure()
+    clock.now += 60
+    assert breaker.can_proceed()
+    breaker.record_success()
+    breaker.record_failure()
+    assert breaker.state is CLOSED
+    breaker.record_failure()
+    assert breaker.state is OPEN
+
+
+@pytest.mark.parametrize("report", ["record_success", "record_failure", "release"])
+def test_what_a_call_of_an_earlier_period_reports_changes_nothing(report):
+    clock = Hand()
+    breaker = CircuitBreaker(1, 60.0, 2, clock=clock)
+    early = breaker.acquire()
+    breaker.record_failure()
+    clock.now += 60
+    lost = breaker.acquire(), breaker.acquire()
+    clock.now += 60
+    assert breaker.can_proceed()
+    assert breaker.can_proceed()
+    for permit in (early, *lost):
+        getattr(breaker, report)(permit)
+    assert breaker.state is HALF_OPEN
+    assert not breaker.can_proceed()
 
 
 def test_probes_that_never_report_are_given_up():
