@@ -6,6 +6,8 @@ KasminaException               (from the core, with its own subclasses)
     ├── KernelCompilationError the two programs of a blueprint disagree, or it breaks its claim
     ├── LibraryError           the library cannot be read or written
     │   └── KernelNotFoundError  it holds no such kernel
+    ├── KernelExecutionError   a kernel did not run, or gave what it should not
+    ├── CircuitBreakerOpenError  a service that failed is left alone for a while
     ├── LedgerError            the record of a run is damaged
     ├── CheckpointError        a checkpoint is damaged or missing
     │   └── CheckpointMismatchError  it holds another structure (in esper.checkpoints)
@@ -36,6 +38,17 @@ class LibraryError(EsperError):
 
 class KernelNotFoundError(LibraryError, LookupError):
     """The library holds no kernel of that id."""
+
+
+class KernelExecutionError(EsperError):
+    """A kernel did not run, or what it returned was asked to be finite and is not."""
+
+
+class CircuitBreakerOpenError(EsperError, ConnectionError):
+    """A call was not made, because those before it failed: the service is given time.
+
+    It is a ConnectionError too, so that whoever can do without the service treats it as away.
+    """
 
 
 class LedgerError(EsperError):

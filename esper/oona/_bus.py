@@ -18,6 +18,14 @@ class Topic(StrEnum):
     """A seed changed; the payload is the ledger's entry."""
     METRICS = "training.metrics"
     """A measurement at a decision boundary."""
+    ERROR = "error.occurred"
+    """Something failed; the payload says of which type, where, and what was raised."""
+    RECOVERY = "error.recovery"
+    """What was done about an error, and whether it helped."""
+    CIRCUIT = "circuit.changed"
+    """A circuit breaker went from one state to another."""
+    HEALTH = "health.measured"
+    """A health score, and whether somebody has to step in."""
 
 
 class Message(NamedTuple):
