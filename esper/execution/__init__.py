@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from esper.errors import KernelCompilationError
+from esper.errors import KernelCompilationError, KernelExecutionError
+from esper.execution._executor import RealKernelExecutor
 from esper.execution._load import Route, load_jax_kernel, load_torch_kernel
+from esper.execution._measure import KernelMeasurement
+from esper.recovery import ErrorRecoveryManager, ErrorType, HealthMonitor
 from esper_functional import SeedLifecycleError, SeedLifecycleState
 
 if TYPE_CHECKING:
@@ -23,7 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncKasminaConv2dLayer",
+    "ErrorRecoveryManager",
+    "ErrorType",
     "GradientSynchronizer",
+    "HealthMonitor",
     "KasminaAttentionLayer",
     "KasminaBatchNormLayer",
     "KasminaConv2dLayer",
@@ -31,7 +37,10 @@ __all__ = [
     "KasminaLayerNormLayer",
     "KasminaStateLayout",
     "KernelCompilationError",
+    "KernelExecutionError",
+    "KernelMeasurement",
     "PlannedPrograms",
+    "RealKernelExecutor",
     "Route",
     "SeedLifecycleError",
     "SeedLifecycleState",

@@ -8,11 +8,10 @@ from typing import Any
 from esper.artifacts import Artifact
 from esper.execution._backends import Backend, Params, Run
 from esper.execution._latency import quantile
-from esper.tezzeret import Graph, parse_blueprint, resolve
+from esper.tezzeret import artifact_cost
+from esper.tezzeret._programs import array_dtype
 
 _WARM_UP = 3
-_WIDTH = 4
-"""Bytes of a float32, which is what kernels compute in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +59,7 @@ def measure(
     """Time a program and count what it needs; see `KernelMeasurement`."""
     manifest = artifact.manifest
     signature = manifest.signature
-    blueprint = parse_blueprint(artifact.blueprint.decode(), f"kernel {artifact.kernel_id[:12]}")
-    graph = resolve(blueprint, signature, manifest.sizes)
+    cost = artifact_cost(artifact)
     x = backend.random((batch, *signature.input_shape), signature.dtype)
     forward = _times(lambda: backend.wait(run(params, x)), repeats, clock)
     both = backend.gradients(run)
@@ -81,9 +79,10 @@ def measure(
         forward_p95_us=quantile(forward, 0.95) * 1e6,
         forward_backward_us=quantile(backward, 0.5) * 1e6,
         forward_backward_p95_us=quantile(backward, 0.95) * 1e6,
-        memory_bytes=_memory(graph, batch),
-        parameter_count=graph.parameter_count,
-        flops=graph.flops,
+        memory_bytes=array_dtype(signature.dtype).itemsize
+        * (2 * cost.parameter_count + batch * cost.values),
+        parameter_count=cost.parameter_count,
+        flops=cost.flops,
         size_bytes=len(artifact.data),
         versions=_versions(),
     )
@@ -103,17 +102,6 @@ def _times(call: Callable[[], object], repeats: int, clock: Callable[[], float])
 def _last(gradients: Any) -> Any:
     # That of the input: one program gives all of them together.
     return gradients[-1]
-
-
-def _memory(graph: Graph, batch: int) -> int:
-    shapes = [graph.signature.input_shape, *(node.output_shape for node in graph.nodes)]
-    values = 0
-    for shape in shapes:
-        size = batch
-        for axis in shape:
-            size *= axis
-        values += size
-    return _WIDTH * (2 * graph.parameter_count + values)
 
 
 def _versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from esper.tezzeret._blueprint import (
     parse_blueprint,
 )
 from esper.tezzeret._compile import compile_blueprint, kernel_recipe
+from esper.tezzeret._cost import ArtifactCost, artifact_cost
 from esper.tezzeret._jobs import CompileJob, CompileLimits, CompileOutcome
 from esper.tezzeret._kernel import kernel_from_blueprint
 from esper.tezzeret._native import native_program, torch_kernel_from_blueprint
@@ -16,6 +17,7 @@ from esper.tezzeret._recompile import is_due, recompile, recompile_job
 from esper.tezzeret._resolve import Graph, GraphNode, resolve
 
 __all__ = [
+    "ArtifactCost",
     "BlueprintIR",
     "CompileJob",
     "CompileLimits",
@@ -23,6 +25,7 @@ __all__ = [
     "CompilePool",
     "Graph",
     "GraphNode",
+    "artifact_cost",
     "blueprint_names",
     "compile_blueprint",
     "is_due",

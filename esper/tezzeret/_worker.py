@@ -106,7 +106,7 @@ def _limit_cpu(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds, hard))
 
 
-def _measured(artifact: Any, backend: str) -> dict[str, Any]:
+def _measured(artifact: Any, backend: Any) -> dict[str, Any]:
     from esper.execution import RealKernelExecutor
 
     # It was compiled here.

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from esper.artifacts import Artifact, read_artifact
 from esper.contracts import KernelSignature
 from esper.errors import ArtifactError, InputError, KernelNotFoundError, LibraryError
-from esper.tezzeret import parse_blueprint, resolve
+from esper.tezzeret import artifact_cost
 
 _DATABASE = "library.sqlite"
 _METADATA = sa.MetaData()
@@ -73,12 +73,7 @@ class KernelRecord:
 
 def _record(artifact: Artifact) -> KernelRecord:
     manifest = artifact.manifest
-    flops = 0
-    if artifact.blueprint is not None:
-        blueprint = parse_blueprint(
-            artifact.blueprint.decode(), f"kernel {artifact.kernel_id[:12]}"
-        )
-        flops = resolve(blueprint, manifest.signature, manifest.sizes).flops
+    cost = artifact_cost(artifact)
     return KernelRecord(
         kernel_id=artifact.kernel_id,
         recipe=manifest.recipe,
@@ -87,8 +82,8 @@ def _record(artifact: Artifact) -> KernelRecord:
         birth=manifest.birth,
         confidence=manifest.confidence,
         init_seed=manifest.init_seed,
-        parameter_count=sum(int(p.size) for p in artifact.params.values()),
-        flops=flops,
+        parameter_count=cost.parameter_count,
+        flops=cost.flops,
         size_bytes=len(artifact.data),
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench import active, dormant, graft, population, pytorch, state
+from experiments.bench import active, dormant, executor, graft, population, pytorch, state, trust
 from experiments.bench.__main__ import BENCHMARKS, main, start_process
 from experiments.bench._command import Benchmark, parse, run
 from experiments.bench._paired import Sampling
@@ -19,6 +19,7 @@ from experiments.bench._results import Figure, Results
 
 MODULES = {"active": active, "dormant": dormant, "graft": graft}
 MODULES |= {"population": population, "pytorch": pytorch, "state": state}
+MODULES |= {"executor": executor, "trust": trust}
 
 
 @dataclasses.dataclass(frozen=True)
