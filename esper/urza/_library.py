@@ -174,8 +174,22 @@ class Library:
             ArtifactError: where its file is damaged.
             LibraryError: where its file cannot be read.
         """
+        data = self.read_bytes(kernel_id)
         try:
-            data = bytes(obstore.get(self._blobs, self._blob(kernel_id)).bytes())
+            return read_artifact(data, expected_id=kernel_id)
+        except ArtifactError as error:
+            path = self.folder / "kernels" / self._blob(kernel_id)
+            raise ArtifactError(f"{error} Its file is {path}.") from error
+
+    def read_bytes(self, kernel_id: str) -> bytes:
+        """The file of that id as it is, which may be damaged.
+
+        Raises:
+            KernelNotFoundError: where the library has none.
+            LibraryError: where its file cannot be read.
+        """
+        try:
+            return bytes(obstore.get(self._blobs, self._blob(kernel_id)).bytes())
         except FileNotFoundError as error:
             raise KernelNotFoundError(
                 f"the library {self.folder} holds no kernel {kernel_id[:12]}: compile or copy it"
@@ -185,11 +199,58 @@ class Library:
             raise LibraryError(
                 f"kernel {kernel_id[:12]} cannot be read from {self.folder}: {error}"
             ) from error
+
+    def full_id(self, beginning: str) -> str:
+        """The id of the one kernel whose id begins so.
+
+        Raises:
+            InputError: where there are several.
+            KernelNotFoundError: where there is none.
+            LibraryError: where the library cannot be searched.
+        """
+        query = sa.select(_KERNELS.c.kernel_id).where(
+            _KERNELS.c.kernel_id.startswith(beginning, autoescape=True)
+        )
+        found = self._rows(query.order_by(_KERNELS.c.kernel_id).limit(3))
+        if not found:
+            raise KernelNotFoundError(
+                f"the library {self.folder} holds no kernel {beginning[:12]}: compile or copy it"
+                " there first"
+            )
+        if len(found) > 1:
+            listed = ", ".join(row["kernel_id"][:16] for row in found)
+            raise InputError(
+                f"several kernels begin with {beginning!r}: {listed}; give more of the id"
+            )
+        return found[0]["kernel_id"]
+
+    def remove(self, kernel_id: str) -> None:
+        """Remove a kernel, and what was measured of it. One that is not there is no error.
+
+        Raises:
+            LibraryError: where it cannot be removed; then it is still found, or its file is left.
+        """
         try:
-            return read_artifact(data, expected_id=kernel_id)
-        except ArtifactError as error:
-            path = self.folder / "kernels" / self._blob(kernel_id)
-            raise ArtifactError(f"{error} Its file is {path}.") from error
+            # The row first: a file that nothing names is harmless, a row without a file is not.
+            with self._engine.begin() as connection:
+                for table in (_KERNELS, _MEASUREMENTS):
+                    connection.execute(sa.delete(table).where(table.c.kernel_id == kernel_id))
+            obstore.delete(self._blobs, self._blob(kernel_id))
+        except FileNotFoundError:
+            return
+        except (OSError, BaseError, SQLAlchemyError) as error:
+            raise LibraryError(
+                f"kernel {kernel_id[:12]} cannot be removed from {self.folder}: {_reason(error)}"
+            ) from error
+
+    def _rows(self, query: Any) -> list[Any]:
+        try:
+            with self._engine.connect() as connection:
+                return list(connection.execute(query).mappings())
+        except SQLAlchemyError as error:
+            raise LibraryError(
+                f"the library {self.folder} cannot be searched: {_reason(error)}"
+            ) from error
 
     def record_measurement(self, measurement: Mapping[str, Any]) -> None:
         """Keep what a kernel cost on some device; an older one of equal kernel and device goes.
@@ -218,13 +279,7 @@ class Library:
             .where(_MEASUREMENTS.c.kernel_id == kernel_id)
             .order_by(_MEASUREMENTS.c.backend, _MEASUREMENTS.c.device, _MEASUREMENTS.c.batch)
         )
-        try:
-            with self._engine.connect() as connection:
-                return list(connection.execute(query).scalars())
-        except SQLAlchemyError as error:
-            raise LibraryError(
-                f"the library {self.folder} cannot be searched: {_reason(error)}"
-            ) from error
+        return [row["content"] for row in self._rows(query)]
 
     def find(
         self,
@@ -243,11 +298,4 @@ class Library:
             query = query.where(_KERNELS.c.blueprint == blueprint)
         if recipe is not None:
             query = query.where(_KERNELS.c.recipe == recipe)
-        try:
-            with self._engine.connect() as connection:
-                rows = connection.execute(query).mappings().all()
-        except SQLAlchemyError as error:
-            raise LibraryError(
-                f"the library {self.folder} cannot be searched: {_reason(error)}"
-            ) from error
-        return [KernelRecord(**row) for row in rows]
+        return [KernelRecord(**row) for row in self._rows(query)]

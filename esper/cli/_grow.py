@@ -1,0 +1,152 @@
+"""`esper grow` and `esper replay`."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from esper.cli._console import Trace, err, errors, out
+from esper.errors import InputError
+
+
+class _Stop:
+    """Becomes true at the first Ctrl-C; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        err.print(
+            "[yellow]esper:[/] stopping after this step; once more stops at once", highlight=False
+        )
+
+    def __call__(self) -> bool:
+        return self._asked
+
+
+def grow(
+    task: Annotated[str | None, typer.Option(help="spirals or digits.")] = None,
+    backend: Annotated[str | None, typer.Option(help="jax or torch.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with the keys of a configuration.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Number of runs, with seeds from `seed` on.")
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run (or runs); by default runs/TASK-BACKEND."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")
+    ] = None,
+    traceback: Trace = False,
+) -> None:
+    """Train a network that grows, and record the run."""
+    with errors(traceback):
+        if resume is not None:
+            given = {"--task": task, "--backend": backend, "--config": config, "--out": out}
+            extra = [name for name, value in given.items() if value is not None]
+            if extra or seeds != 1:
+                raise InputError(
+                    f"--resume goes on with what the run began with; leave out"
+                    f" {', '.join(extra) or '--seeds'}"
+                )
+            _resume(resume)
+        else:
+            _start(task, backend, config, seeds, out)
+
+
+def _start(
+    task: str | None, backend: str | None, config: Path | None, seeds: int, out: Path | None
+) -> None:
+    from esper.tolaria import create_study, make_config, read_config_file
+
+    values = read_config_file(config) if config is not None else {}
+    values |= {k: v for k, v in (("task", task), ("backend", backend)) if v is not None}
+    if "task" not in values:
+        raise InputError("say what to train on: --task spirals or --task digits")
+    values.setdefault("backend", "jax")
+    first = make_config(**values)
+    place = out if out is not None else Path("runs") / f"{first.task}-{first.backend}"
+    if seeds == 1:
+        _train([(place, first)], place, resuming=False)
+    else:
+        _train(create_study(place, first, seeds).runs, place, resuming=False)
+
+
+def _resume(path: Path) -> None:
+    from esper.tolaria import is_study, open_run, open_study
+
+    runs = open_study(path).runs if is_study(path) else [(path, open_run(path).config)]
+    _train(runs, path, resuming=True)
+
+
+def _train(runs: list[tuple[Path, Any]], place: Path, *, resuming: bool) -> None:
+    """Train each run to its end, then show what came of all of them."""
+    from esper.nissa import ProgressView, describe_stages, read_run, write_report
+    from esper.oona import InProcessBus
+    from esper.tolaria import has_run, resume_run, start_run
+
+    stop = _Stop()
+    for path, config in runs:
+        bus = InProcessBus()
+        label = f"{config.task} · {config.backend} · seed {config.seed}"
+        with ProgressView(bus, label, config.steps, out) as view:
+            if resuming and has_run(path):
+                resume_run(path, bus=bus, stop=stop, watch=view.refresh)
+            else:
+                start_run(path, config, bus=bus, stop=stop, watch=view.refresh, tell=_tell)
+    table = Table("run", "test accuracy", "parameters", "seeds", box=None)
+    records = [record for path, _ in runs if (record := read_run(path)).metrics]
+    for record in records:
+        last = record.metrics[-1]
+        table.add_row(
+            escape(str(record.path)),
+            f"{last['test_accuracy']:.1%}",
+            str(last["parameters"]),
+            describe_stages(last["stages"]),
+        )
+    out.print(table)
+    if len(records) > 1:
+        first = runs[0][1]
+        write_report(
+            place / "report.html",
+            {f"{first.task}, {first.backend}": {"grown": records}},
+            title=f"Esper: {first.task}",
+        )
+    out.print(f"report: {place / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _tell(text: str) -> None:
+    out.print(f"[dim]{escape(text)}[/]", highlight=False)
+
+
+def replay(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    traceback: Trace = False,
+) -> None:
+    """Verify a run's ledger and fold it to the states that were recorded."""
+    with errors(traceback):
+        from esper.tolaria import replay_run
+
+        found = replay_run(run)
+        table = Table("step", "recorded by", "digest", box=None)
+        for step, name in found.verified:
+            table.add_row(str(step), name, "equal")
+        out.print(table)
+        out.print(
+            f"{found.lines} lines whole, {found.events} events folded to step {found.step};"
+            f" digest {found.digest}",
+            highlight=False,
+            soft_wrap=True,
+        )
