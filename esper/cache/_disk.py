@@ -151,11 +151,9 @@ class DiskTier:
         with suppress(OSError), self._locked() as ledger:
             # Another process may have put a good one in its place.
             if os.path.samestat(path.stat(), damaged):
-                used = ledger.read()
+                # Nor may its size be what was counted once: they are counted anew.
                 ledger.forget()
                 path.unlink()
-                if used is not None:
-                    ledger.write(used - damaged.st_size)
 
     def put(self, artifact: Artifact) -> Put:
         """Keep an artifact; one that is there is only marked as used.
