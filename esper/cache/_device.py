@@ -39,13 +39,21 @@ class DeviceTiers:
     Args:
         max_bytes: most bytes on each device.
         grade: the grade of a kernel; called under the lock.
+        asked: told of a kernel that was asked for and is there; called under the lock.
     """
 
-    def __init__(self, max_bytes: int, lock: Lock, grade: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        lock: Lock,
+        grade: Callable[[str], int],
+        asked: Callable[[str], object],
+    ) -> None:
         self.max_bytes = max_bytes
         self.counts = DeviceCounts()
         self._lock = lock
         self._grade = grade
+        self._asked = asked
         self._tiers: dict[str, Tier[_Key, Any]] = {}
         self._backends: set[str] = set()
         self._flights: Flights[tuple[str, str, str], Any] = Flights()
@@ -59,6 +67,7 @@ class DeviceTiers:
                 self.counts.misses += 1
                 return None
             self.counts.hits += 1
+            self._asked(kernel_id)
             return (entry.value,)
 
     def load(

@@ -156,15 +156,15 @@ class DiskTier:
                 path.unlink()
 
     def put(self, artifact: Artifact) -> Put:
-        """Keep an artifact; one that is there is only marked as used.
+        """Keep an artifact; one that is there, and whole, is only marked as used.
 
         Raises:
             OSError: where it cannot be written; nothing half-written is visible.
         """
         path = self._path(artifact.kernel_id)
-        with suppress(FileNotFoundError):
-            os.utime(path, ns=_now())
-            return Put(True, 0)
+        with suppress(ArtifactError):
+            if self.get(artifact.kernel_id) is not None:
+                return Put(True, 0)
         frame = zstandard.ZstdCompressor(level=LEVEL).compress(artifact.data)
         if len(frame) > self.max_bytes or len(artifact.data) > self.max_artifact_bytes:
             return Put(False, 0)
@@ -255,14 +255,10 @@ class DiskTier:
         return self.repair() if used is None else used
 
 
-def _now() -> tuple[int, int]:
+def _touch(descriptor: int) -> None:
     # The system's own stamps are milliseconds apart, too coarse to tell an order.
     now = time.time_ns()
-    return now, now
-
-
-def _touch(descriptor: int) -> None:
-    os.utime(descriptor, ns=_now())
+    os.utime(descriptor, ns=(now, now))
 
 
 def _remove_if_left(path: str) -> None:

@@ -28,7 +28,9 @@ class Holdings:
         self.memory: Tier[str, Artifact] = Tier(
             in_bytes(limits.max_cache_size_mb), limits.max_entries
         )
-        self.devices = DeviceTiers(in_bytes(limits.max_device_mb), self.lock, self._grade)
+        self.devices = DeviceTiers(
+            in_bytes(limits.max_device_mb), self.lock, self._grade, self._asked
+        )
         self.prefetcher: Prefetcher
         """Set by whoever fetches."""
         self._ahead = limits.prefetch
@@ -53,9 +55,7 @@ class Holdings:
                 self._seen(kernel_id, self.memory.peek(kernel_id))
 
     def _seen(self, kernel_id: str, entry: Entry[Artifact] | None) -> None:
-        known = self.index.asked(kernel_id)
-        if known is not None and known.failures:
-            self._regrade(kernel_id, known)
+        self._asked(kernel_id)
         if entry is not None and entry.fresh:
             entry.fresh = False
             self.counts.prefetches_used += 1
@@ -64,6 +64,12 @@ class Holdings:
             for expected in self._history.expected(kernel_id, self._ahead):
                 if expected not in self.memory:
                     self.prefetcher.submit(expected)
+
+    def _asked(self, kernel_id: str) -> None:
+        known = self.index.asked(kernel_id)
+        # Of a kernel that never failed, one more ask does not change what it is worth.
+        if known is not None and known.failures:
+            self._regrade(kernel_id, known)
 
     def submit(self, kernel_id: str) -> bool:
         """Have a kernel fetched that is not there; whether it will be."""

@@ -3,6 +3,8 @@
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from esper.artifacts import Artifact
 from esper.contracts import KernelMetadata, KernelSignature
 from esper.errors import BlueprintError, InputError
@@ -86,8 +88,12 @@ def describe_record(record: "KernelRecord") -> KernelMetadata:
             }
         )
     except ValueError as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{first['loc'][0]} is {first['input']!r}: {first['msg']}"
         raise InputError(
-            f"the record of kernel {record.kernel_id[:12]} cannot be used: {error}. Its signature"
+            f"the record of kernel {record.kernel_id[:12]} cannot be used: {reason}. Its signature"
             f" is {record.signature!r}, expected one such as '2->8 float32'"
         ) from error
 

@@ -1,11 +1,11 @@
 """The folder that processes share: whole files or none, exact sums, and what is damaged goes."""
 
+import json
 import os
 import random
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from esper.cache import DiskTier, KernelCache
 from esper.cache._disk import LEVEL
 from esper.errors import ArtifactError, InputError
-from tests.esper import cache_process
+from tests.esper import cache_crashes, cache_process
 from tests.esper.cache_kernels import Shelf, variant
 
 ROOT = Path(__file__).parents[2]
@@ -237,6 +237,16 @@ def test_a_damaged_file_is_fetched_again_and_training_hears_nothing(tmp_path, ar
     assert cache.disk.get(artifact.kernel_id) is not None
 
 
+def test_putting_a_good_one_mends_a_damaged_file(tier, artifact):
+    tier.put(artifact)
+    file_of(tier, artifact).write_bytes(b"rubbish")
+    assert tier.put(artifact).kept
+    found = tier.get(artifact.kernel_id)
+    assert found is not None
+    assert found.data == artifact.data
+    assert tier.bytes == lying_bytes(tier)
+
+
 def test_a_good_file_that_was_put_in_a_damaged_ones_place_stays(tier, artifact):
     path = file_of(tier, artifact)
     path.write_bytes(b"rubbish")
@@ -344,51 +354,58 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(tier, ker
     assert not partial.exists()
 
 
-def start(folder: Path, artifact: Path, seed: int) -> subprocess.Popen[str]:
-    script = Path(cache_process.__file__)
-    return subprocess.Popen(
-        [sys.executable, str(script), str(folder), str(artifact), str(seed)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+def test_a_process_killed_at_any_step_leaves_whole_files_and_the_right_sum(tmp_path, artifact):
+    file = tmp_path / "artifact"
+    file.write_bytes(artifact.data)
+    done = subprocess.run(
+        [sys.executable, cache_crashes.__file__, str(tmp_path), str(file)],
+        capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, source_roots()))},
+        check=True,
+        env=environment(),
     )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["step"] for line in found] == list(cache_crashes.STEPS)
+    for line in found:
+        assert line["killed"], line
+        # What it wrote down is right, or nothing is; and then it is counted anew.
+        assert line["written_down"] in (None, line["lying"]), line
+        assert line["counted"] == line["lying_after"] <= line["limit"], line
+        assert line["partials"] == 0, line
+        assert line["damaged"] == 0, line
+        # And whoever comes next can put it.
+        assert line["put_again"], line
+    assert {line["written_down"] is None for line in found} == {True, False}
+    assert {line["visible"] for line in found} == {True, False}
 
 
-def source_roots() -> list[Path]:
-    return [ROOT, ROOT / "functional", ROOT / "adapters"]
+def environment() -> dict[str, str]:
+    roots = (ROOT, ROOT / "functional", ROOT / "adapters")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots))}
 
 
 def test_processes_killed_at_random_lose_and_double_nothing(tmp_path, artifact):
     file, folder = tmp_path / "artifact", tmp_path / "disk"
     file.write_bytes(artifact.data)
-    chance = random.Random(0)
-    for turn in range(3):
-        processes = [start(folder, file, seed=10 * turn + n) for n in range(4)]
-        try:
-            for process in processes:
-                assert process.stdout is not None
-                assert process.stdout.readline() == "ready\n"
-            for process in processes:
-                time.sleep(chance.random() * 0.5)
-                # It was at work, and stopped at none of its checks.
-                assert process.poll() is None
-                process.kill()
-        finally:
-            for process in processes:
-                process.kill()
-                out, err = process.communicate()
-                assert err == ""
-                assert "round" in out
-        used = int(text) if (text := (folder / "usage").read_text().strip()).isdigit() else None
-        lying = sum(path.stat().st_size for path in folder.glob("*.zst"))
-        # The sum that they left is right, or they left none.
-        assert used in (None, lying)
-        tier = DiskTier(folder, cache_process.MAX_BYTES)
-        assert tier.bytes == lying_bytes(tier) <= cache_process.MAX_BYTES
-        assert not partials(tier)
-        for path in folder.glob("*.zst"):
-            assert tier.get(path.stem) is not None
+    done = subprocess.run(
+        [sys.executable, cache_process.__file__, str(folder), str(file)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(),
+    )
+    assert done.stderr == ""
+    rounds = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rounds) == cache_process.ROUNDS
+    for left in rounds:
+        # They were at work, and ended by none of their own checks.
+        assert left["killed"] == cache_process.PROCESSES, left
+        assert left["done"] > 0, left
+        # The sum that they wrote down is right, or they left none.
+        assert left["written_down"] in (None, left["lying"]), left
+        assert left["counted"] == left["lying"] <= cache_process.MAX_BYTES, left
+        assert left["partials"] == 0, left
+        assert left["whole"] == left["files"] > 0, left
 
 
 def test_sixteen_threads_on_one_folder(tmp_path, artifact):

@@ -4,7 +4,7 @@ import dataclasses
 from fractions import Fraction
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -138,3 +138,18 @@ def test_what_is_larger_than_the_tier_is_not_admitted():
     assert not Tier(10, 0).admits(1)
     with pytest.raises(ValueError, match="11 bytes are more than the 10 of the tier"):
         tier.put("a", None, 11, 32)
+
+
+@given(order=st.permutations(range(6)))
+def test_those_of_one_grade_go_in_the_order_of_their_last_access(order):
+    tier: Tier[int, None] = Tier(6)
+    for key in range(6):
+        tier.put(key, None, 1, 1)
+    # However they came to be of one grade.
+    for key in order:
+        tier.regrade(key, 32)
+    gone = []
+    while (key := tier.next_to_go()) is not None:
+        gone.append(key)
+        tier.drop(key)
+    assert gone == list(range(6))
