@@ -188,6 +188,12 @@ def measure_many(results: Results, settings: Settings) -> None:
         (row,) = contest(name, {"tier": None}, build, settings.sampling)
         results.rows.append(row)
         results.figures.append(Figure(name, row.candidate.microseconds, "µs"))
+    name = "misses of 10,000 asks, 128 of 1,000 kernels kept"
+    if results.wants(name):
+        rarity = 1.0 / np.arange(1, 1001) ** 1.2
+        asks = random.choice(1000, 10_000, p=rarity / rarity.sum()).tolist()
+        # Where nothing was measured, what goes is what was used longest ago.
+        results.checks.append(Check(name, str(misses_of_lru(asks)), str(misses_of_tier(asks))))
     name = f"find_compatible_kernels, 100 of {many:,} fit"
     if results.wants(name):
         index = Index(many)
@@ -198,6 +204,28 @@ def measure_many(results: Results, settings: Settings) -> None:
         again: dict[str, Call] = dict.fromkeys(("a", "b"), partial(index.fitting, wanted))
         (row,) = contest(name, {"b": None}, lambda: {"a": again["a"], **again}, settings.sampling)
         results.figures.append(Figure(name, row.candidate.microseconds / 1e3, "ms"))
+
+
+def misses_of_tier(asks: list[int], kept: int = 128) -> int:
+    """Asks that a tier has no answer to, which then gets one."""
+    tier: Tier[int, None] = Tier(kept, kept)
+    misses = 0
+    for key in asks:
+        if tier.get(key) is None:
+            misses += 1
+            tier.put(key, None, 1, GRADES // 2)
+    return misses
+
+
+def misses_of_lru(asks: list[int], kept: int = 128) -> int:
+    """The same of cachetools' mapping."""
+    lru: cachetools.LRUCache[int, int] = cachetools.LRUCache(kept)
+    misses = 0
+    for key in asks:
+        if lru.get(key) is None:
+            misses += 1
+            lru[key] = key + 1
+    return misses
 
 
 def known(number: int, many: int) -> KernelMetadata:

@@ -72,6 +72,16 @@ def test_sixteen_threads_that_ask_for_one_kernel_cause_one_fetch(artifact):
     assert known.accesses == 16
 
 
+def test_what_came_between_a_miss_and_its_fetch_is_not_fetched_again(artifact):
+    library = Shelf(artifact)
+    cache = KernelCache(library)
+    assert cache._holdings.hit(artifact.kernel_id) is None
+    cache.put(artifact)
+    outcome, leads = cache._fetching.run(artifact.kernel_id)
+    assert (outcome.ending, outcome.artifact, leads) == ("joined", artifact, True)
+    assert library.asks == []
+
+
 def test_a_thousand_coroutines_cause_one_fetch_and_hold_up_nobody_else(kernels):
     library = Shelf(*kernels)
     cache = KernelCache(library)

@@ -3,6 +3,7 @@
 import dataclasses
 from fractions import Fraction
 
+import cachetools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,3 +154,17 @@ def test_those_of_one_grade_go_in_the_order_of_their_last_access(order):
         gone.append(key)
         tier.drop(key)
     assert gone == list(range(6))
+
+
+@given(asks=st.lists(st.integers(0, 12), max_size=120))
+def test_where_nothing_was_measured_it_is_an_lru_cache(asks):
+    tier: Tier[int, None] = Tier(1000, 5)
+    lru: cachetools.LRUCache[int, None] = cachetools.LRUCache(5)
+    for key in asks:
+        assert (tier.get(key) is None) == (key not in lru)
+        if key in lru:
+            _ = lru[key]
+        else:
+            tier.put(key, None, 1, 32)
+            lru[key] = None
+        assert set(tier) == set(lru)
