@@ -282,7 +282,7 @@ class KernelCache:
             backend: who is to run it; by default whose the device is, or whoever can.
 
         Raises:
-            InputError: for what is no device.
+            InputError: for what is no shape, or no device.
         """
         wanted = Requirements.of(
             target_shape, device, backend, dtype, output_shape, max_memory_mb, max_parameters

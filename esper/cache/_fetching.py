@@ -13,7 +13,7 @@ from esper.cache._events import Events
 from esper.cache._flights import Abandoned, Flights
 from esper.cache._holdings import Ending, Holdings
 from esper.cache._source import Absent, Guard, KernelSource, ask
-from esper.errors import ArtifactError, LibraryError
+from esper.errors import ArtifactError, InputError, LibraryError
 
 
 class Outcome(NamedTuple):
@@ -98,6 +98,12 @@ class Fetching:
         Args:
             fresh: that nobody has asked for it yet.
         """
+        if not isinstance(kernel_id, str):
+            found = InputError(
+                f"a kernel is asked for by its id, a text, got {kernel_id!r}, a"
+                f" {type(kernel_id).__name__}"
+            )
+            return Outcome("failed", None, found)
         # Another may have brought it since it was missed.
         artifact = self._holdings.peek(kernel_id)
         if artifact is not None:
@@ -170,11 +176,11 @@ class Fetching:
         if not isinstance(error, LibraryError):
             return error
         with self._holdings.lock:
-            at_hand = f"{len(self._holdings.memory)} kernels in memory"
+            at_hand = f"{len(self._holdings.memory)} in memory"
         if self.disk is not None:
-            at_hand += f", and those in {self.disk.folder}"
+            at_hand += f", and what is in {self.disk.folder}"
         return LibraryError(
             f"kernel {kernel_id[:12]} is not in the cache, and the library could not be asked for"
-            f" it: {error}. At hand are {at_hand}: use one of those, or ask again when the library"
+            f" it: {error}. At hand: {at_hand}. Use one of those, or ask again when the library"
             " answers."
         )

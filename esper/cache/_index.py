@@ -3,6 +3,7 @@
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 from typing import Any, Literal, NamedTuple, Self
 
 from esper.cache._tier import GRADES
@@ -79,14 +80,14 @@ class Requirements(NamedTuple):
         """Requirements as a caller gives them.
 
         Raises:
-            InputError: for what is no device.
+            InputError: for what is no shape, or no device.
         """
         platform, owner = platform_of(device)
         return cls(
-            tuple(target_shape),
+            _shape("target_shape", target_shape),
             platform,
             backend or owner,
-            None if output_shape is None else tuple(output_shape),
+            None if output_shape is None else _shape("output_shape", output_shape),
             dtype,
             max_memory_mb,
             max_parameters,
@@ -119,6 +120,15 @@ class Requirements(NamedTuple):
         for axis in lead if self.batch_size is None else lead[1:]:
             count *= axis
         return count
+
+
+def _shape(name: str, given: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(index(axis) for axis in given)
+    except TypeError as error:
+        raise InputError(
+            f"{name} must be whole numbers, the batch axis first, got {given!r}"
+        ) from error
 
 
 def _ends_with(shape: tuple[int, ...], example: tuple[int, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 _NICENESS = 10
-"""Of the thread, where the system gives threads a priority of their own."""
+"""Of the thread, on top of its process's, where the system gives threads one of their own."""
 
 _PATIENCE = 5.0
 """Seconds for which an exit waits for what is being fetched."""
@@ -45,8 +46,12 @@ class _Queue:
 
 
 def _serve(queue: _Queue, fetch: "weakref.WeakMethod[Callable[[str], object]]") -> None:
-    with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    # Elsewhere a priority is the whole process's.
+    if sys.platform == "linux":
+        with suppress(OSError):
+            own = threading.get_native_id()
+            nice = os.getpriority(os.PRIO_PROCESS, own) + _NICENESS
+            os.setpriority(os.PRIO_PROCESS, own, nice)
     while (kernel_id := queue.take()) is not None:
         alive = fetch()
         if alive is None:

@@ -64,6 +64,11 @@ class KernelMetadata(BaseModel):
         """The measured score, 0.0 where there is none, and the confidence at birth."""
         return {"score": self.performance or 0.0, "confidence": self.confidence}
 
+    @property
+    def device_requirements(self) -> tuple[str, ...]:
+        """The platforms of which it needs one; none where any will do, or it is not known."""
+        return () if self.has_torchscript else self.platforms or ()
+
     def is_compatible_with_shape(self, shape: Sequence[int]) -> bool:
         """Whether one example of this shape is what it takes."""
         return tuple(shape) == self.input_shape

@@ -99,9 +99,12 @@ def test_an_absence_is_remembered_for_so_many_asks_and_until_it_is_put(kernels):
 @pytest.mark.parametrize(
     ("down", "reason"),
     [
-        (DOWN, "it: the database is locked. At hand"),
-        (OSError(5, "Input/output error"), r"it: OSError: \[Errno 5\] Input/output error. At hand"),
-        (TimeoutError("no answer in 5 s"), "it: TimeoutError: no answer in 5 s. At hand"),
+        (DOWN, "it: the database is locked. At hand:"),
+        (
+            OSError(5, "Input/output error"),
+            r"it: OSError: \[Errno 5\] Input/output error. At hand:",
+        ),
+        (TimeoutError("no answer in 5 s"), "it: TimeoutError: no answer in 5 s. At hand:"),
     ],
 )
 def test_hits_go_on_while_the_library_is_down(tmp_path, kernels, down, reason):
@@ -115,8 +118,8 @@ def test_hits_go_on_while_the_library_is_down(tmp_path, kernels, down, reason):
         assert cache.load_kernel_sync(kernel.kernel_id) is not None
     expected = (
         rf"kernel {kernels[2].kernel_id[:12]} is not in the cache, and the library could not be"
-        rf" asked for {reason} are 1 kernels in memory, and those in {tmp_path}/disk: use one of"
-        " those, or ask again when the library answers"
+        rf" asked for {reason} 1 in memory, and what is in {tmp_path}/disk\. Use one of those, or"
+        " ask again when the library answers"
     )
     for _ in range(2):
         with pytest.raises(LibraryError, match=expected) as caught:
@@ -398,6 +401,15 @@ def test_what_is_no_artifact_is_not_put(artifact):
     cache = KernelCache()
     with pytest.raises(InputError, match="a cache holds artifacts, got a bytes: read one by"):
         cache.put(artifact.data)
+
+
+def test_what_is_no_id_is_not_asked_for():
+    library = Shelf()
+    cache = KernelCache(library)
+    with pytest.raises(InputError, match="a kernel is asked for by its id, a text, got 7, a int"):
+        cache.load_kernel_sync(7)  # type: ignore[arg-type]
+    assert library.asks == []
+    assert cache.get_enhanced_stats()["failed"] == 1
 
 
 def test_a_copy_is_empty_and_has_the_same_limits(tmp_path, kernels):

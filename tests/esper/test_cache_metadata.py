@@ -155,6 +155,9 @@ def test_names_of_the_owners_metadata():
     assert metadata().performance_profile["score"] == 0.0
     assert known.is_compatible_with_shape([4])
     assert not known.is_compatible_with_shape([4, 4])
+    assert known.device_requirements == ("cpu",)
+    assert metadata(has_torchscript=True).device_requirements == ()
+    assert metadata(platforms=None, has_torchscript=None).device_requirements == ()
 
 
 @pytest.mark.parametrize(
@@ -261,6 +264,16 @@ def test_one_that_is_known_not_to_fit_is_not_fetched(artifact):
 def test_what_is_no_device(device):
     with pytest.raises(InputError, match=r"is no device: expected a name such as 'cpu'"):
         KernelCache().find_compatible_kernels((1, 2), device)
+
+
+@pytest.mark.parametrize("shape", [3, None, (1.5, 2), ("b", 2)])
+def test_what_is_no_shape(shape):
+    cache = KernelCache()
+    with pytest.raises(InputError, match="target_shape must be whole numbers, the batch axis firs"):
+        cache.find_compatible_kernels(shape, "cpu")
+    if shape is not None:
+        with pytest.raises(InputError, match="output_shape must be whole numbers, the batch axis"):
+            cache.find_compatible_kernels((1, 2), "cpu", output_shape=shape)
 
 
 @pytest.mark.parametrize("score", [-0.1, 1.1, float("nan"), "1", None])

@@ -1,5 +1,6 @@
 """What is expected next, and that fetching it is in nobody's way."""
 
+import os
 import random
 import subprocess
 import sys
@@ -186,6 +187,23 @@ def test_nothing_is_fetched_ahead_unless_it_is_asked_for(kernels):
     cycle(cache, kernels, 4)
     assert cache.get_enhanced_stats()["prefetches"] == 0
     assert threading.active_count() == before
+
+
+def test_the_thread_is_of_low_priority_and_no_other_is(kernels):
+    seen = []
+
+    class Watching(Shelf):
+        def get(self, kernel_id):
+            seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return super().get(kernel_id)
+
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    cache = KernelCache(Watching(*kernels))
+    cache.prefetch([kernels[0].kernel_id])
+    assert cache.wait_for_prefetches(30)
+    cache.load_kernel_sync(kernels[1].kernel_id)
+    cache.close()
+    assert seen == [min(19, before + 10) if sys.platform == "linux" else before, before]
 
 
 EXIT = """
