@@ -7,6 +7,7 @@ was asked for, and on no clock. Entries of one grade lie in the order of their
 last access, so that the next to go is one of at most 65 candidates.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from typing import Generic, Literal, NamedTuple, TypeVar
@@ -58,7 +59,7 @@ class Tier(Generic[K, V]):
         """Sum of the sizes of all entries."""
         self._now = 0
         self._entries: dict[K, Entry[V]] = {}
-        self._by_grade: tuple[OrderedDict[K, None], ...] = tuple(
+        self._by_grade: tuple[OrderedDict[K, Entry[V]], ...] = tuple(
             OrderedDict() for _ in range(GRADES + 1)
         )
 
@@ -108,8 +109,8 @@ class Tier(Generic[K, V]):
                 raise ValueError(f"{size} bytes are more than the {self.max_bytes} of the tier")
             evicted.append(Evicted(victim, reason, self._entries[victim].fresh))
             self.drop(victim)
-        self._entries[key] = Entry(value, size, grade, self._now, fresh)
-        self._by_grade[grade][key] = None
+        entry = self._entries[key] = Entry(value, size, grade, self._now, fresh)
+        self._by_grade[grade][key] = entry
         self.bytes += size
         return evicted
 
@@ -121,14 +122,14 @@ class Tier(Generic[K, V]):
     def next_to_go(self) -> K | None:
         """The key of the entry that is worth least, of several the one unused longest."""
         found: K | None = None
-        least = oldest = 0.0
+        least, oldest, after = math.inf, 0, self._now + 1
         for grade, keys in enumerate(self._by_grade):
             if keys:
                 key = next(iter(keys))
-                touched = self._entries[key].touched
+                touched = keys[key].touched
                 # Of such small numbers, unequal quotients are unequal as floats too.
-                worth = grade / (self._now - touched + 1)
-                if found is None or (worth, touched) < (least, oldest):
+                worth = grade / (after - touched)
+                if worth < least or (worth == least and touched < oldest):
                     found, least, oldest = key, worth, touched
         return found
 
@@ -140,11 +141,11 @@ class Tier(Generic[K, V]):
         del self._by_grade[entry.grade][key]
         entry.grade = grade
         keys = self._by_grade[grade]
-        keys[key] = None
+        keys[key] = entry
         # Mostly it was just accessed itself, and the first step ends the search.
         newer: list[K] = []
         for other in reversed(keys):
-            if self._entries[other].touched < entry.touched:
+            if keys[other].touched < entry.touched:
                 break
             if other != key:
                 newer.append(other)
