@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from esper.contracts._kernel_metadata import KernelMetadata as KernelMetadata
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 LARGEST_SIZE = 1 << 20
 Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]

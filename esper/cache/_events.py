@@ -1,0 +1,49 @@
+"""What went wrong while loading went on."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+_KEPT = 256
+
+Kind = Literal["damaged", "disk", "library", "incompatible", "prefetch"]
+
+
+class CacheEvent(NamedTuple):
+    """Something went wrong, and loading went on."""
+
+    kind: Kind
+    """`damaged`: a file, which was removed. `disk`: a file was not read or written. `library`: it
+    could not be asked. `incompatible`: a kernel does not fit. `prefetch`: one brought nothing."""
+    kernel_id: str
+    detail: str
+
+
+class Events:
+    """The last events, and who is told of each."""
+
+    def __init__(self, listener: Callable[[CacheEvent], None] | None) -> None:
+        self.listener = listener
+        self.listener_failures = 0
+        self._lock = threading.Lock()
+        self._last: deque[CacheEvent] = deque(maxlen=_KEPT)
+
+    def tell(self, kind: Kind, kernel_id: str, detail: object) -> None:
+        """Keep an event and pass it on; to be called outside of locks."""
+        event = CacheEvent(kind, kernel_id, str(detail))
+        with self._lock:
+            self._last.append(event)
+        if self.listener is None:
+            return
+        try:
+            self.listener(event)
+        except Exception:
+            # Loading does not end because nobody can be told.
+            with self._lock:
+                self.listener_failures += 1
+
+    def last(self) -> list[CacheEvent]:
+        """The last 256, oldest first."""
+        with self._lock:
+            return list(self._last)

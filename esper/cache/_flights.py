@@ -1,0 +1,76 @@
+"""Work for a key that is done once, however many ask for it meanwhile."""
+
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+class Abandoned(Exception):
+    """Whoever was at the work was interrupted; another may begin anew."""
+
+
+class Flights(Generic[K, T]):
+    """What is under way, by key. Work for different keys goes on side by side."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: dict[K, Future[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def join(self, key: K) -> tuple[Future[T], bool]:
+        """The work for a key, and whether it is the caller's to do, by `fly`.
+
+        The future cannot be cancelled, so that one who waits no longer stops nobody else.
+        """
+        with self._lock:
+            flight = self._under_way.get(key)
+            if flight is not None:
+                return flight, False
+            flight = self._under_way[key] = Future()
+            flight.set_running_or_notify_cancel()
+            return flight, True
+
+    def fly(self, key: K, flight: Future[T], make: Callable[[], T]) -> None:
+        """Do the work that `join` gave; its result or its error is the future's.
+
+        Raises:
+            BaseException: what interrupted it; who waits finds `Abandoned`.
+        """
+        try:
+            result = make()
+        except Exception as error:
+            self._land(key)
+            flight.set_exception(error)
+        except BaseException:
+            self._land(key)
+            flight.set_exception(Abandoned())
+            raise
+        else:
+            # First, so that whoever comes now looks where the result has been put.
+            self._land(key)
+            flight.set_result(result)
+
+    def _land(self, key: K) -> None:
+        with self._lock:
+            del self._under_way[key]
+
+    def run(self, key: K, make: Callable[[], T]) -> tuple[T, bool]:
+        """Do the work here, or wait for who does it.
+
+        Returns:
+            The result, and whether it was made here.
+        """
+        while True:
+            flight, leads = self.join(key)
+            if leads:
+                self.fly(key, flight, make)
+            try:
+                return flight.result(), leads
+            except Abandoned:
+                continue
