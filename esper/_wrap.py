@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 from esper.errors import InputError
 
 if TYPE_CHECKING:
+    from esper.artifacts import Artifact
+    from esper.cache import KernelCache
     from esper.execution import Route
     from esper.urza import Library
+
+    Fetch = Callable[[str], Artifact]
 
 
 def _is_torch(model: object) -> bool:
@@ -43,10 +47,29 @@ def _seeded_face(model: Any) -> Any:
     return face
 
 
-def _open(library: "Library | Path | str | None") -> "Library | None":
+def _opened(library: "Library | KernelCache | Path | str | None") -> "Fetch | None":
+    """What gives an artifact by its id, and raises LookupError where there is none."""
+    if library is None:
+        return None
+    from esper.cache import KernelCache
+    from esper.errors import KernelNotFoundError
     from esper.urza import Library
 
-    return Library(library) if isinstance(library, Path | str) else library
+    if not isinstance(library, KernelCache):
+        store = Library(library) if isinstance(library, Path | str) else library
+        return store.get
+    cache = library
+
+    def fetch(kernel_id: str) -> "Artifact":
+        artifact = cache.load_kernel_sync(kernel_id)
+        if artifact is None:
+            raise KernelNotFoundError(
+                f"neither the cache nor its library holds a kernel {kernel_id[:12]}: compile or"
+                " copy it there first"
+            )
+        return artifact
+
+    return fetch
 
 
 def wrap(
@@ -57,7 +80,7 @@ def wrap(
     blend: str = "convex",
     isolate: bool = False,
     contain: bool = True,
-    library: "Library | Path | str | None" = None,
+    library: "Library | KernelCache | Path | str | None" = None,
     route: "Route | None" = None,
     cache_size_mb: int | None = None,
     copy: bool = False,
@@ -81,7 +104,7 @@ def wrap(
         contain: keep gradients of a failed kernel out of its host's; False allows forward-mode
             and second derivatives (jax), is faster (torch), and leaves a failed kernel's gradients
             uncontained.
-        library: the library, or its folder, that kernels are loaded from by id.
+        library: the library, its folder, or a cache before it, that kernels are loaded from by id.
         route: (torch) how kernels of the library run; see `esper.execution.load_torch_kernel`.
             "native" is what `torch.compile` and `torch.func` see through.
         cache_size_mb: (torch) how much memory kernels may take that were loaded, and are kept for
@@ -104,7 +127,7 @@ def wrap(
     }
     if target_layers is not None:
         options["target_layers"] = target_layers
-    store = _open(library)
+    fetch = _opened(library)
     if _is_torch(model):
         from esper.execution import load_torch_kernel
         from esper_adapters import pytorch
@@ -113,10 +136,8 @@ def wrap(
             raise InputError("esper.wrap: `example` is for jax models; a torch layer knows its own")
         if call is not None:
             raise InputError("esper.wrap: `call` is for jax models")
-        if store is not None:
-            options["resolve"] = lambda kernel_id: load_torch_kernel(
-                store.get(kernel_id), route=route
-            )
+        if fetch is not None:
+            options["resolve"] = lambda kernel_id: load_torch_kernel(fetch(kernel_id), route=route)
         if cache_size_mb is not None:
             options["cache_size_mb"] = cache_size_mb
         return pytorch.wrap(model, contain=contain, copy=copy, **options)
@@ -134,11 +155,11 @@ def wrap(
         )
     if copy:
         raise InputError("esper.wrap: `copy` is for torch models; arrays of jax never change")
-    if store is not None:
+    if fetch is not None:
         from esper.execution import load_jax_kernel
 
         def resolve(kernel_id: str) -> Any:
-            artifact = store.get(kernel_id)
+            artifact = fetch(kernel_id)
             return face.Resolved(load_jax_kernel(artifact), artifact.manifest.confidence)
 
         options["resolve"] = resolve

@@ -1,10 +1,18 @@
 """What every test runs under: strict dtype promotion, fixed seeds, one thread."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Verdicts on kernels are remembered here, and not in the home of whoever runs the tests.
+_CACHE = os.environ.setdefault("ESPER_CACHE_DIR", tempfile.mkdtemp(prefix="esper-tests-"))
+if _CACHE.startswith(tempfile.gettempdir()):
+    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "allow")

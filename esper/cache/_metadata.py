@@ -13,12 +13,15 @@ from esper.tezzeret import parse_blueprint, resolve
 if TYPE_CHECKING:
     from esper.urza import KernelRecord
 
-_ELEMENT_BYTES = 4
-"""Of float32, the dtype of all kernels that the library records."""
+_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @lru_cache(maxsize=256)
-def _flops(blueprint: bytes, signature: str, sizes: tuple[tuple[str, int], ...]) -> int | None:
+def _flops(
+    blueprint: bytes | None, signature: str, sizes: tuple[tuple[str, int], ...]
+) -> int | None:
+    if blueprint is None:  # a user's own kernel; the library counts those by their program
+        return None
     try:
         ir = parse_blueprint(blueprint.decode(), "the artifact's blueprint")
         return resolve(ir, KernelSignature.model_validate_json(signature), dict(sizes)).flops
@@ -82,7 +85,7 @@ def describe_record(record: "KernelRecord") -> KernelMetadata:
                 "output_shape": given,
                 "dtype": dtype,
                 "parameter_count": record.parameter_count,
-                "parameter_bytes": record.parameter_count * _ELEMENT_BYTES,
+                "parameter_bytes": record.parameter_count * _ELEMENT_BYTES.get(dtype, 4),
                 "flops": record.flops,
                 "size_bytes": record.size_bytes,
             }
@@ -103,5 +106,6 @@ def artifact_bytes(artifact: Artifact) -> int:
 
     The objects of Python around them, a few hundred bytes each, are not counted.
     """
-    parts = (artifact.data, artifact.blueprint, artifact.stablehlo, artifact.torchscript or b"")
-    return sum(map(len, parts)) + sum(int(p.nbytes) for p in artifact.params.values())
+    parts = (artifact.data, artifact.blueprint, artifact.stablehlo, artifact.torchscript)
+    held = sum(len(part) for part in parts if part is not None)
+    return held + sum(int(p.nbytes) for p in artifact.params.values())

@@ -15,7 +15,7 @@ class KernelMetadata(BaseModel):
 
     kernel_id: str
     blueprint: str
-    birth: Literal["zero", "free"]
+    birth: Literal["zero", "identity", "free"]
     confidence: float = Field(ge=0.0, le=1.0)
     input_shape: tuple[int, ...]
     """Of one example."""

@@ -10,6 +10,7 @@ from esper.recovery import ErrorRecoveryManager, ErrorType, HealthMonitor
 from esper_functional import SeedLifecycleError, SeedLifecycleState
 
 if TYPE_CHECKING:
+    from esper.cache import EnhancedKernelCache, KernelCache
     from esper.execution._compile_counter import count_compilations
     from esper.execution._programs import PlannedPrograms
     from esper_adapters.pytorch import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncKasminaConv2dLayer",
+    "EnhancedKernelCache",
     "ErrorRecoveryManager",
     "ErrorType",
     "GradientSynchronizer",
@@ -36,6 +38,7 @@ __all__ = [
     "KasminaLayer",
     "KasminaLayerNormLayer",
     "KasminaStateLayout",
+    "KernelCache",
     "KernelCompilationError",
     "KernelExecutionError",
     "KernelMeasurement",
@@ -60,6 +63,10 @@ def __getattr__(name: str) -> Any:
         from esper.execution._compile_counter import count_compilations
 
         return count_compilations
+    if name in ("EnhancedKernelCache", "KernelCache"):
+        from esper.cache import KernelCache
+
+        return KernelCache
     if name in __all__:
         # torch is imported by those who ask for what is of torch: the rest of the list.
         from esper_adapters import pytorch

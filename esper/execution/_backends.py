@@ -96,7 +96,7 @@ class TorchBackend:
 
     def load(self, artifact: Artifact, route: Any) -> Any:
         """See `Backend.load`."""
-        return load_torch_kernel(artifact, route=route)
+        return load_torch_kernel(artifact, route=route, trust=None)
 
     def with_program(self, kernel: Any, program: Any) -> Any:
         """See `Backend.with_program`."""
@@ -194,7 +194,7 @@ class JaxBackend:
 
     def load(self, artifact: Artifact, route: str) -> Any:
         """See `Backend.load`."""
-        return load_jax_kernel(artifact)
+        return load_jax_kernel(artifact, trust=None)
 
     def with_program(self, kernel: Any, program: Any) -> Any:
         """See `Backend.with_program`."""

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from esper.artifacts import Artifact
+from esper.artifacts import Artifact, ensure_trusted
 from esper.errors import InputError
 from esper.execution._backends import Params, backend_of
 from esper.execution._incidents import Incidents
 from esper.execution._latency import Latencies
-from esper.execution._loader import KernelLoader, Ready, Trust, default_trust
+from esper.execution._load import Trust
+from esper.execution._loader import KernelLoader, Ready
 from esper.execution._measure import KernelMeasurement, measure
 from esper.recovery import ErrorRecoveryManager
 from esper_functional import KernelMismatchError
@@ -42,7 +43,7 @@ class RealKernelExecutor:
         max_kernel_cache_size: programs that are kept, and kernels with their parameters; what
             was used longest ago goes.
         trust: raises ArtifactError for an artifact that is not to be run; asked before anything
-            of it is loaded. By default `esper.artifacts.ensure_trusted`.
+            of it is loaded. By default `esper.artifacts.ensure_trusted`; None where that was done.
         recovery: what errors are recorded with, and told by; one of its own by default.
         clock: gives seconds, for latencies.
         synchronize: wait for CUDA in every call, so that latencies are the kernels' and not
@@ -58,7 +59,7 @@ class RealKernelExecutor:
         *,
         backend: Literal["torch", "jax"] = "torch",
         max_kernel_cache_size: int = 100,
-        trust: Trust | None = None,
+        trust: Trust | None = ensure_trusted,
         recovery: ErrorRecoveryManager | None = None,
         clock: Callable[[], float] = time.perf_counter,
         synchronize: bool = False,
@@ -74,7 +75,7 @@ class RealKernelExecutor:
         self._compilation = Latencies()
         self._execution = Latencies()
         self._loader = KernelLoader(
-            self._backend, trust or default_trust(), self._incidents, max_kernel_cache_size,
+            self._backend, trust, self._incidents, max_kernel_cache_size,
             clock, self._compilation,
         )  # fmt: skip
 

@@ -4,10 +4,11 @@ Programs are kept by their bytes: kernels that differ in parameters alone share
 one program, and so one compilation.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from esper.artifacts import Artifact, load_stablehlo
+from esper.artifacts import Artifact, ensure_trusted, load_stablehlo
 from esper.contracts import KernelSignature
 from esper.errors import ArtifactError, InputError
 from esper.execution._script import ScriptProgram
@@ -17,6 +18,10 @@ from esper_functional import Kernel, Program
 
 if TYPE_CHECKING:
     from esper_adapters.pytorch import TorchKernel
+
+
+Trust = Callable[[Artifact], None]
+"""Raises ArtifactError for an artifact that is not to be run."""
 
 
 @lru_cache(maxsize=256)
@@ -49,13 +54,21 @@ def _torch_program(torchscript: bytes) -> Any:
     return ScriptProgram(torchscript)
 
 
-def load_jax_kernel(artifact: Artifact) -> Kernel:
+def load_jax_kernel(artifact: Artifact, *, trust: Trust | None = ensure_trusted) -> Kernel:
     """The kernel of an artifact's StableHLO program, with its parameters at birth.
 
+    Args:
+        trust: raises ArtifactError for an artifact that is not to be run. By default, what was
+            not compiled in this process is verified first, in a child process; see
+            `esper.artifacts.ensure_trusted`. None where that was done.
+
     Raises:
-        ArtifactError: where the program holds what is not allowed.
+        ArtifactError: where it is refused, or the program holds what is not allowed.
     """
     import jax.numpy as jnp
+
+    if trust is not None:
+        trust(artifact)
 
     manifest = artifact.manifest
     program = _jax_program(
@@ -80,15 +93,19 @@ def _native_program(blueprint: bytes, signature: str, sizes: tuple[tuple[str, in
     return native_program(resolve(ir, KernelSignature.model_validate_json(signature), dict(sizes)))
 
 
-def load_torch_kernel(artifact: Artifact, *, route: Route | None = None) -> "TorchKernel":
+def load_torch_kernel(
+    artifact: Artifact, *, route: Route | None = None, trust: Trust | None = ensure_trusted
+) -> "TorchKernel":
     """The kernel of an artifact for layers of torch, with its parameters at birth.
 
     Args:
         route: how it is to run; by default as TorchScript where the artifact holds any, and over
             the bridge where it does not.
+        trust: see `load_jax_kernel`.
 
     Raises:
-        ArtifactError: where the program holds what is not allowed, or there is none for the route.
+        ArtifactError: where it is refused, the program holds what is not allowed, or there is
+            none for the route.
         InputError: for an unknown route.
     """
     from esper_adapters.pytorch import TorchKernel, kernel_from_jax
@@ -96,6 +113,8 @@ def load_torch_kernel(artifact: Artifact, *, route: Route | None = None) -> "Tor
     manifest = artifact.manifest
     if route not in (None, *get_args(Route)):
         raise InputError(f"unknown route {route!r}: expected one of {', '.join(get_args(Route))}")
+    if trust is not None:
+        trust(artifact)
     chosen = route or ("bridge" if artifact.torchscript is None else "torchscript")
     signature = manifest.signature
     shapes = {
@@ -105,7 +124,7 @@ def load_torch_kernel(artifact: Artifact, *, route: Route | None = None) -> "Tor
         "confidence": manifest.confidence,
     }
     if chosen == "bridge":
-        kernel = load_jax_kernel(artifact)
+        kernel = load_jax_kernel(artifact, trust=None)
         return kernel_from_jax(kernel, kernel_id=artifact.kernel_id, **shapes)
     if chosen == "native":
         if artifact.blueprint is None:
@@ -129,7 +148,7 @@ def load_torch_kernel(artifact: Artifact, *, route: Route | None = None) -> "Tor
         params=_torch_params(artifact),
         example_rank=len(signature.input_shape),
         route=chosen,
-        twin=lambda: load_jax_kernel(artifact),
+        twin=lambda: load_jax_kernel(artifact, trust=None),
         **shapes,
     )
 

@@ -10,11 +10,9 @@ from esper.errors import ArtifactError
 from esper.execution._backends import Backend, Params, Run
 from esper.execution._incidents import Incidents
 from esper.execution._latency import Latencies
+from esper.execution._load import Trust
 from esper.recovery import ErrorContext
 from esper_functional import KasminaException
-
-Trust = Callable[[Artifact], object]
-"""Raises ArtifactError for an artifact that is not to be run."""
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -75,13 +73,6 @@ class _Recent(Generic[Key, Value]):
         self._entries.clear()
 
 
-def default_trust() -> Trust:
-    """`esper.artifacts.ensure_trusted`; where there is none, what loading scans is all."""
-    import esper.artifacts
-
-    return getattr(esper.artifacts, "ensure_trusted", lambda artifact: None)
-
-
 class KernelLoader:
     """Loads each program once, and keeps it by the digest of its bytes.
 
@@ -93,7 +84,7 @@ class KernelLoader:
     def __init__(
         self,
         backend: Backend,
-        trust: Trust,
+        trust: Trust | None,
         incidents: Incidents,
         limit: int,
         clock: Callable[[], float],
@@ -132,7 +123,8 @@ class KernelLoader:
             return found
         try:
             # It may take long, and others load meanwhile.
-            self._trust(artifact)
+            if self._trust is not None:
+                self._trust(artifact)
             # One at a time: what many ask for at once is loaded once.
             with self._loading:
                 return self.kept(artifact.kernel_id) or self._load(artifact)

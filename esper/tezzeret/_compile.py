@@ -19,6 +19,7 @@ from esper.artifacts import (
     load_torchscript,
     normalise_torchscript,
     serialise_stablehlo,
+    trust,
     write_artifact,
 )
 from esper.contracts import KernelSignature
@@ -147,7 +148,7 @@ def compile_blueprint(
         check_birth(made.graph, made.run, params, blueprint.birth)
     except KernelCompilationError as error:
         raise KernelCompilationError(f"{where} was refused: {error}") from error
-    return write_artifact(
+    artifact = write_artifact(
         blueprint_name=blueprint.name,
         recipe=kernel_recipe(
             blueprint, signature, sizes=sizes, init_seed=init_seed, ancestor=ancestor
@@ -165,3 +166,5 @@ def compile_blueprint(
         vjp_order=made.vjp_order,
         ancestor=ancestor,
     )
+    trust(artifact)
+    return artifact

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from pebble import ProcessExpired, ProcessPool
 
-from esper.artifacts import read_artifact
+from esper.artifacts import read_artifact, trust
 from esper.errors import EsperError, KernelCompilationError
 from esper.tezzeret._jobs import CompileJob, CompileLimits, CompileOutcome
 from esper.tezzeret._worker import OUT_OF_MEMORY, Done, Task, error_of, prepare, work
@@ -174,6 +174,8 @@ class CompilePool:
         assert done.data is not None
         measurements = tuple(json.loads(text) for text in done.measurements)
         artifact = read_artifact(done.data)
+        # A worker of this process's own made it, and its gates ran it.
+        trust(artifact)
         return CompileOutcome(job, artifact, None, attempt, done.seconds, measurements)
 
 

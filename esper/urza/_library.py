@@ -16,7 +16,14 @@ from obstore.store import LocalStore
 from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from esper.artifacts import Artifact, read_artifact
+from esper.artifacts import (
+    Artifact,
+    default_verdicts,
+    is_trusted,
+    programs_digest,
+    read_artifact,
+    trust,
+)
 from esper.contracts import KernelSignature
 from esper.errors import ArtifactError, InputError, KernelNotFoundError, LibraryError
 from esper.tezzeret import artifact_cost
@@ -86,6 +93,14 @@ def _record(artifact: Artifact) -> KernelRecord:
         flops=cost.flops,
         size_bytes=len(artifact.data),
     )
+
+
+def _remember(artifact: Artifact) -> None:
+    """Later processes of this user trust what this one compiled, or has verified."""
+    if is_trusted(artifact):
+        verdicts = default_verdicts()
+        if verdicts.get(programs_digest(artifact)) is None:
+            trust(artifact, verdicts)
 
 
 def _reason(error: Exception) -> str:
@@ -164,6 +179,7 @@ class Library:
                 f"kernel {artifact.kernel_id[:12]} could not be kept in {self.folder}:"
                 f" {_reason(error)}"
             ) from error
+        _remember(artifact)
         return artifact.kernel_id
 
     def get(self, kernel_id: str) -> Artifact:

@@ -13,7 +13,17 @@ from pathlib import Path
 
 from experiments.bench._command import INTERRUPTED, add_shared
 
-BENCHMARKS = ("dormant", "active", "state", "population", "graft", "pytorch", "trust", "executor")
+BENCHMARKS = (
+    "dormant",
+    "active",
+    "state",
+    "population",
+    "graft",
+    "pytorch",
+    "trust",
+    "cache",
+    "executor",
+)
 
 Start = Callable[[Sequence[str]], int]
 """Runs a command to its end, and gives its exit status; ends it where it is interrupted."""

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench import active, dormant, executor, graft, population, pytorch, state, trust
+from experiments.bench import (
+    active,
+    cache,
+    dormant,
+    executor,
+    graft,
+    population,
+    pytorch,
+    state,
+    trust,
+)
 from experiments.bench.__main__ import BENCHMARKS, main, start_process
 from experiments.bench._command import Benchmark, parse, run
 from experiments.bench._paired import Sampling
@@ -19,7 +29,7 @@ from experiments.bench._results import Figure, Results
 
 MODULES = {"active": active, "dormant": dormant, "graft": graft}
 MODULES |= {"population": population, "pytorch": pytorch, "state": state}
-MODULES |= {"executor": executor, "trust": trust}
+MODULES |= {"cache": cache, "executor": executor, "trust": trust}
 
 
 @dataclasses.dataclass(frozen=True)
