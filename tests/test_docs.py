@@ -11,6 +11,9 @@ from typing import Any
 import jax
 import pytest
 
+from esper.contracts import KernelSignature
+from esper.tezzeret import blueprint_names, load_blueprint, resolve
+from esper.tezzeret._ops import OPS
 from esper_functional import (
     MOVES,
     Event,
@@ -106,6 +109,42 @@ def fields_table() -> str:
     ]
     total = sum(array.nbytes for array in jax.tree.leaves(state))
     return table(("field", "dtype", "bytes", "holds"), [*rows, ("all", "", total, "")])
+
+
+def operations_table() -> str:
+    """Each operation, its attributes, and the first sentence that its class says of itself."""
+    rows = []
+    for kind in dict.fromkeys(OPS.values()):
+        names = [f"`{name}`" for name, own in OPS.items() if own is kind]
+        plain = {"name", "op", "inputs"}
+        attributes = [f"`{name}`" for name in kind.model_fields if name not in plain]
+        (sentence, *_) = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
+        rows.append((", ".join(names), " ".join(attributes), " ".join(sentence.split())))
+    return table(("operation", "attributes", "what it is"), rows)
+
+
+EXAMPLES = {"vector": "64->64", "sequence": "16x64->16x64", "signal": "16x64->16x64"}
+EXAMPLES |= {"image": "16x16x16->16x16x16"}
+
+
+def blueprints_table() -> str:
+    rows = []
+    for name in blueprint_names():
+        blueprint = load_blueprint(name)
+        signature = KernelSignature.parse(EXAMPLES[blueprint.takes[0]])
+        graph = resolve(blueprint, signature)
+        rows.append(
+            (
+                f"`{name}`", ", ".join(blueprint.takes), blueprint.fits, blueprint.birth,
+                f"{graph.parameter_count:,}", f"{graph.flops:,}", blueprint.summary.strip(),
+            )
+        )  # fmt: skip
+    return table(("blueprint", "takes", "fits", "birth", "parameters", "FLOPs", "what it is"), rows)
+
+
+@pytest.mark.parametrize("part", [operations_table, blueprints_table])
+def test_the_tables_of_kernels_are_the_codes(part):
+    assert part() in text_of("kernels.md"), part()
 
 
 @pytest.mark.parametrize("part", [stages_table, moves_table, events_table, fields_table])
