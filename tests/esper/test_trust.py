@@ -234,8 +234,8 @@ def test_reports_of_a_child_are_read_as_those_of_a_stranger():
         (check,) = _report(Outcome("finished", result))
         assert check.outcome == "refused"
         assert message in check.detail
-    (check,) = _report(Outcome("signal", signal=11, output="first\nlast\n"))
-    assert check.detail == "the child process died by SIGSEGV; it printed last: last"
+    (check,) = _report(Outcome("signal", signal=11, output="first\nlast \x1b[2Jline\n"))
+    assert check.detail == "the child process died by SIGSEGV; it printed last: last  [2Jline"
 
 
 CHECKS = st.builds(
