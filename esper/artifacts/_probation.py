@@ -39,8 +39,8 @@ GROWTH = (8, 128)
 Named = dict[str, np.ndarray]
 
 
-class _Refused(Exception):
-    pass
+class Refused(Exception):
+    """A reason not to accept a kernel."""
 
 
 class _Noted(Exception):
@@ -62,12 +62,12 @@ class _Checks:
             yield detail
         except _Noted as note:
             outcome, detail = "noted", [str(note)]
-        except (_Refused, ArtifactError) as refusal:
+        except (Refused, ArtifactError) as refusal:
             outcome, detail = "refused", [str(refusal)]
         taken = 1e3 * (time.perf_counter() - started)
         self.done.append(Check(name, outcome, " ".join(detail)[:2000], taken))
         if outcome == "refused":
-            raise _Refused
+            raise Refused
 
     def skip(self, name: str, why: str) -> None:
         self.done.append(Check(name, "skipped", why))
@@ -80,7 +80,7 @@ def probate(data: bytes) -> bytes:
         The checks made, as JSON.
     """
     checks = _Checks()
-    with contextlib.suppress(_Refused):
+    with contextlib.suppress(Refused):
         _probate(read_artifact(data), checks)
     return json.dumps([vars(check) for check in checks.done]).encode()
 
@@ -124,7 +124,7 @@ def _probate_torch(artifact: Artifact, checks: _Checks, own: Named, ours: Named)
         # Trained parameters may be large where rounding counts, so this is told, no more.
         try:
             _agree(own, theirs_own, "its TorchScript")
-        except _Refused as found:
+        except Refused as found:
             raise _Noted(str(found)) from found
 
 
@@ -161,20 +161,20 @@ def _run_checked(
     params, x, cotangent = _inputs(artifact, params, batch)
     try:
         found = run(program, params, x, cotangent)
-    except MemoryError:
+    except (MemoryError, Refused):
         raise
     except Exception as error:  # jax and torch raise whatever the program leads them to
         text = f"{type(error).__name__}: {error}"
         if "memory" in text.lower():
             raise
-        raise _Refused(f"at batch {batch} it raises {text[:500]}") from error
+        raise Refused(f"at batch {batch} it raises {text[:500]}") from error
     expected = {"output": cotangent, "gradient of x": x}
     expected |= {f"gradient of {name}": p for name, p in params.items()}
     for name, like in expected.items():
         given = found.get(name)
         shape, dtype = (None, None) if given is None else (given.shape, given.dtype)
         if (shape, dtype) != (like.shape, like.dtype):
-            raise _Refused(
+            raise Refused(
                 f"at batch {batch} its {name} has shape {shape} and dtype {dtype}; its manifest"
                 f" says {like.shape} and {like.dtype}"
             )
@@ -197,6 +197,7 @@ def run_jax(program: Any, params: Named, x: np.ndarray, cotangent: np.ndarray) -
 
 def run_torch(program: Any, params: Named, x: np.ndarray, cotangent: np.ndarray) -> Named:
     """Output and gradients of the scripted `program(params..., x)`, by name."""
+    _check_inputs_kept(program, params, x)
     inputs = {name: _tensor(p).requires_grad_() for name, p in params.items()}
     source = _tensor(x).requires_grad_()
     with warnings.catch_warnings():
@@ -212,6 +213,16 @@ def run_torch(program: Any, params: Named, x: np.ndarray, cotangent: np.ndarray)
         name: np.zeros_like(like[name]) if value is None else _array(value)
         for name, value in named.items()
     }
+
+
+def _check_inputs_kept(program: Any, params: Named, x: np.ndarray) -> None:
+    given = {**params, "x": x}
+    tensors = {name: _tensor(value) for name, value in given.items()}
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        program(*tensors.values())
+    for name, value in given.items():
+        if _array(tensors[name]).tobytes() != value.tobytes():
+            raise Refused(f"it changes {name}, which it was given")
 
 
 def _tensor(value: np.ndarray) -> Any:
@@ -231,7 +242,7 @@ def _agree(ours: Named, theirs: Named, whose: str) -> None:
     for name, value in ours.items():
         gap = difference(theirs[name], value)
         if not gap.within:
-            raise _Refused(
+            raise Refused(
                 f"its StableHLO and {whose} disagree: the {name} differs by {gap.largest:.3g}, at"
                 f" most {gap.allowed:.3g} is allowed"
             )
@@ -259,7 +270,7 @@ def _check_growth(artifact: Artifact, program: Any) -> str:
     for what in ("flops", "bytes accessed"):
         small, large = few.get(what, 0.0), many.get(what, 0.0)
         if large > 2 * times * max(small, 1.0):
-            raise _Refused(
+            raise Refused(
                 f"its {what} grow from {small:.4g} at batch {GROWTH[0]} to {large:.4g} at batch"
                 f" {GROWTH[1]}, more than in proportion"
             )

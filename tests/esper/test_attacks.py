@@ -79,6 +79,7 @@ STABLEHLO = [
     (hostile.TERABYTES, "larger than 2147483648 bytes"),
     (hostile.RECURSION, "calls itself"),
     (hostile.DISGUISED, "has the attribute 'mhlo.frontend_attributes'"),
+    (hostile.ALIASED, "has the attribute 'tf.aliasing_output'"),
     (hostile.OUTER_PRODUCT, "one axis alone, the batch's"),
     (hostile.many_operations(50_001), "more than 50000 operations"),
     (hostile.doubling_calls(40), "operations, at most 5e\\+04 are allowed"),

@@ -37,6 +37,7 @@ from tests.esper import hostile
         ("return x.resize_(1)", "calls x.resize_"),
         ("return torch.relu(*x)", "contains starred"),
         ("return torch.relu(**x)", "unpacks arguments"),
+        ("return torch.add(x, x, out=x)", "gives the keyword 'out'"),
         ("x.data = x\nreturn x", "assigns to 'x.data'"),
         ("y = z = x\nreturn x", "in its method"),
         ("torch.relu(x)\nreturn x", "contains expr"),

@@ -205,6 +205,21 @@ def test_files(artifact: Artifact, verdicts: VerdictStore, tmp_path: Path):
         verify_file(tmp_path / "absent")
 
 
+def test_a_program_that_changes_what_it_is_given_is_refused():
+    # None of the functions on the list does; one that is put there may, such as batch_norm.
+    from esper.artifacts import _probation
+    from esper.tezzeret._programs import script_method
+
+    params, x = {"a": np.ones(2, np.float32)}, np.ones((3, 2), np.float32)
+    source = "def forward(self, a: Tensor, x: Tensor) -> Tensor:\n    {}\n    return a * x\n"
+    honest = script_method(source.format("a = torch.add(a, 1)"))
+    assert _probation.run_torch(honest, params, x, x)["output"].tolist() == [[2.0, 2.0]] * 3
+    for name in ("a", "x"):
+        odd = script_method(source.format(f"{name}.add_(1)"))
+        with pytest.raises(_probation.Refused, match=f"it changes {name}, which it was given"):
+            _probation.run_torch(odd, params, x, x)
+
+
 def test_reports_of_a_child_are_read_as_those_of_a_stranger():
     from esper.artifacts._verify import _report
     from esper.sandbox import Outcome
