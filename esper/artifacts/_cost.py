@@ -109,8 +109,8 @@ class _Reader:
                 return self._add_special(operation, name)
             own = self._current
             own.ops += 1
-            for result in operation.results:
-                elements, taken = self._size(result.type)
+            for kind in operation.results.types:
+                elements, taken = self._sizes.get(kind) or self._size(kind)
                 own.flops += elements
                 own.bytes += taken
             if name == "stablehlo.case" or not len(operation.regions):
@@ -130,7 +130,7 @@ class _Reader:
             self._functions[ir.StringAttr(operation.attributes["sym_name"]).value] = self._current
             return _ADVANCE
         own = self._current
-        sizes = [self._size(result.type) for result in operation.results]
+        sizes = [self._size(kind) for kind in operation.results.types]
         own.ops += 1
         own.bytes += sum(taken for _, taken in sizes)
         if name == "func.call":

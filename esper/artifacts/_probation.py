@@ -21,7 +21,8 @@ from esper.artifacts._stablehlo import load as load_stablehlo
 from esper.artifacts._torchscript import load as load_torchscript
 from esper.artifacts._verdict import Check, Result
 from esper.errors import ArtifactError, BlueprintError
-from esper.tezzeret import jax_program, parse_blueprint, resolve
+from esper.tensors import from_torch, to_torch
+from esper.tezzeret import jax_program, read_blueprint, resolve
 from esper.tezzeret._parity import DRAWS, run_jax, run_torch
 from esper_functional import difference
 
@@ -39,8 +40,8 @@ GROWTH = (8, 128)
 Named = dict[str, np.ndarray]
 
 
-class _Refused(Exception):
-    pass
+class Refused(Exception):
+    """A reason not to accept a kernel."""
 
 
 class _Noted(Exception):
@@ -62,12 +63,12 @@ class _Checks:
             yield detail
         except _Noted as note:
             outcome, detail = "noted", [str(note)]
-        except (_Refused, ArtifactError) as refusal:
+        except (Refused, ArtifactError) as refusal:
             outcome, detail = "refused", [str(refusal)]
         taken = 1e3 * (time.perf_counter() - started)
         self.done.append(Check(name, outcome, " ".join(detail)[:2000], taken))
         if outcome == "refused":
-            raise _Refused
+            raise Refused
 
     def skip(self, name: str, why: str) -> None:
         self.done.append(Check(name, "skipped", why))
@@ -80,7 +81,7 @@ def probate(data: bytes) -> bytes:
         The checks made, as JSON.
     """
     checks = _Checks()
-    with contextlib.suppress(_Refused):
+    with contextlib.suppress(Refused):
         _probate(read_artifact(data), checks)
     return json.dumps([vars(check) for check in checks.done]).encode()
 
@@ -118,6 +119,7 @@ def _probate_torch(artifact: Artifact, checks: _Checks, own: Named, program: Any
         return
     with checks.named("torchscript"):
         script = load_torchscript(artifact.torchscript)
+        _run_checked(artifact, script, _run_and_keep, _draw(artifact), BATCHES[0])
         _run_checked(artifact, script, run_torch, _draw(artifact), BATCHES[1])
         theirs_own = _run_checked(artifact, script, run_torch, artifact.params, BATCHES[0])
     with checks.named("agreement"):
@@ -126,7 +128,7 @@ def _probate_torch(artifact: Artifact, checks: _Checks, own: Named, program: Any
         # Trained parameters may be large where rounding counts, so this is told, no more.
         try:
             _agree(own, theirs_own, "its TorchScript")
-        except _Refused as found:
+        except Refused as found:
             raise _Noted(str(found)) from found
 
 
@@ -165,31 +167,46 @@ def _run_checked(
     params, x, cotangent = _inputs(artifact, params, batch)
     try:
         found = run(program, params, x, cotangent)
-    except MemoryError:
+    except (MemoryError, Refused):
         raise
     except Exception as error:  # jax and torch raise whatever the program leads them to
         text = f"{type(error).__name__}: {error}"
         if "memory" in text.lower():
             raise
-        raise _Refused(f"at batch {batch} it raises {text[:500]}") from error
+        raise Refused(f"at batch {batch} it raises {text[:500]}") from error
     expected = {"output": cotangent, "gradient of x": x}
     expected |= {f"gradient of {name}": p for name, p in params.items()}
     for name, like in expected.items():
         given = found.get(name)
         shape, dtype = (None, None) if given is None else (given.shape, given.dtype)
         if (shape, dtype) != (like.shape, like.dtype):
-            raise _Refused(
+            raise Refused(
                 f"at batch {batch} its {name} has shape {shape} and dtype {dtype}; its manifest"
                 f" says {like.shape} and {like.dtype}"
             )
     return found
 
 
+def _run_and_keep(program: Any, params: Named, x: np.ndarray, cotangent: np.ndarray) -> Named:
+    _check_inputs_kept(program, params, x)
+    return run_torch(program, params, x, cotangent)
+
+
+def _check_inputs_kept(program: Any, params: Named, x: np.ndarray) -> None:
+    given = {**params, "x": x}
+    tensors = {name: to_torch(value) for name, value in given.items()}
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        program(*tensors.values())
+    for name, value in given.items():
+        if from_torch(tensors[name]).tobytes() != value.tobytes():
+            raise Refused(f"it changes {name}, which it was given")
+
+
 def _agree(ours: Named, theirs: Named, whose: str) -> None:
     for name, value in ours.items():
         gap = difference(theirs[name], value)
         if not gap.within:
-            raise _Refused(
+            raise Refused(
                 f"its StableHLO and {whose} disagree: the {name} differs by {gap.largest:.3g}, at"
                 f" most {gap.allowed:.3g} is allowed"
             )
@@ -203,7 +220,7 @@ def _agree_on_draws(
         inputs = _inputs(artifact, _draw(artifact, seed), BATCHES[1], seed)
         try:
             return _agree(run_jax(program, *inputs), run(other, *inputs), whose)
-        except _Refused:
+        except Refused:
             if seed == DRAWS - 1:
                 raise
     return None
@@ -212,7 +229,7 @@ def _agree_on_draws(
 def _twin(artifact: Artifact, source: bytes) -> Any:
     manifest = artifact.manifest
     try:
-        blueprint = parse_blueprint(source.decode(), "its blueprint")
+        blueprint = read_blueprint(source, "its blueprint")
         return jax_program(resolve(blueprint, manifest.signature, manifest.sizes))
     except (BlueprintError, ValueError) as error:
         raise _Noted(f"nothing can be built of it: {error}") from error
@@ -230,7 +247,7 @@ def _check_growth(artifact: Artifact, program: Any) -> str:
     for what in ("flops", "bytes accessed"):
         small, large = few.get(what, 0.0), many.get(what, 0.0)
         if large > 2 * times * max(small, 1.0):
-            raise _Refused(
+            raise Refused(
                 f"its {what} grow from {small:.4g} at batch {GROWTH[0]} to {large:.4g} at batch"
                 f" {GROWTH[1]}, more than in proportion"
             )

@@ -189,4 +189,7 @@ def _call(node: ast.Call, known: set[str], depth: int) -> None:
     for keyword in node.keywords:
         if keyword.arg is None:
             raise _odd("unpacks arguments")
+        if keyword.arg == "out":
+            # It would be written into: a parameter, or what the host goes on to use.
+            raise _odd("gives the keyword 'out'")
         _expression(keyword.value, known, depth + 1)

@@ -5,7 +5,6 @@ put aside and begun anew, and where no file can be written they are remembered i
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import sqlite3
@@ -127,6 +126,8 @@ class VerdictStore:
             return self._database.execute(statement, values).fetchall()
 
     def _open(self) -> sqlite3.Connection:
+        if os.name != "posix":
+            raise OSError("its lock needs Linux or macOS")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         owner = self.folder.stat().st_uid
         if owner != os.getuid():
@@ -152,6 +153,8 @@ class VerdictStore:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Two processes that find the same damage are not to set each other's new file aside."""
+        import fcntl  # not on every system, where the store works in memory
+
         with (self.folder / f"{_DATABASE}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

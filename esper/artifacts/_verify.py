@@ -21,11 +21,14 @@ from esper.artifacts._verdicts import VerdictStore, default_verdicts
 from esper.errors import ArtifactError
 from esper.sandbox import Limits, Outcome, Protections, run
 
-PROBATION_LIMITS = Limits(wall_seconds=60.0, cpu_seconds=60, memory_bytes=4 << 30)
+PROBATION_LIMITS = Limits(
+    wall_seconds=60.0, cpu_seconds=60, memory_bytes=4 << 30, output_bytes=1 << 20
+)
 
 _NONE = Protections()
 _PROBATION = "esper.artifacts._probation:probate"
-_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+_CRASHES = {"SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE"}
+_MAX_TEXT = 2000
 _EXPECTED = {"scan", "cost", "stablehlo", "finite", "torchscript", "blueprint"}
 """Without these, what comes from the child is no report of an accepted kernel."""
 
@@ -83,7 +86,8 @@ def verify(
             return _verdict(name, checks, outcome.protections)
         verdict = _verdict(name, [*checks, *reported], outcome.protections)
     # What ran into a limit, or never began, may fare better on another day.
-    if outcome.status == "finished" or outcome.signal in _CRASHES:
+    died = signal.Signals(outcome.signal).name if outcome.signal else ""
+    if outcome.status == "finished" or died in _CRASHES:
         store.put(digest, verdict)
     return verdict
 
@@ -135,8 +139,13 @@ def _verdict(name: str, checks: list[Check], held: Protections = _NONE) -> Verdi
         checks=tuple(checks),
         protections=held.in_force,
         missing=held.missing,
-        versions=library_versions(),
+        versions=dict(library_versions()),
     )
+
+
+def _text(told: Any) -> str:
+    """A text of a stranger, without what would steer the terminal that shows it."""
+    return "".join(c if c.isprintable() else " " for c in str(told)[:_MAX_TEXT])
 
 
 def _report(outcome: Outcome) -> list[Check]:
@@ -145,10 +154,10 @@ def _report(outcome: Outcome) -> list[Check]:
     if outcome.status != "finished" or outcome.result is None:
         printed = outcome.output.strip().splitlines()
         last = f"; it printed last: {printed[-1][:300]}" if printed else ""
-        return [Check("probation", "refused", f"the child process {outcome}{last}", taken)]
+        return [Check("probation", "refused", _text(f"the child process {outcome}{last}"), taken)]
     try:
         told = [
-            Check(str(c["name"]), c["outcome"], str(c["detail"]), float(c["milliseconds"]))
+            Check(_text(c["name"]), c["outcome"], _text(c["detail"]), float(c["milliseconds"]))
             for c in json.loads(outcome.result)
         ]
     except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from esper.artifacts import Artifact
 from esper.contracts import KernelMetadata, KernelSignature
 from esper.errors import BlueprintError, InputError
-from esper.tezzeret import parse_blueprint, resolve
+from esper.tezzeret import read_blueprint, resolve
 
 if TYPE_CHECKING:
     from esper.urza import KernelRecord
@@ -23,7 +23,7 @@ def _flops(
     if blueprint is None:  # a user's own kernel; the library counts those by their program
         return None
     try:
-        ir = parse_blueprint(blueprint.decode(), "the artifact's blueprint")
+        ir = read_blueprint(blueprint, "the artifact's blueprint")
         return resolve(ir, KernelSignature.model_validate_json(signature), dict(sizes)).flops
     except (BlueprintError, UnicodeDecodeError):
         # Whoever loads the kernel is told; what it costs is only not known here.

@@ -322,7 +322,7 @@ def show(
     """Show what a kernel or a blueprint is, and draw its graph. Runs nothing of it."""
     with errors(traceback):
         from esper.cli import _drawing
-        from esper.tezzeret import blueprint_names, parse_blueprint, resolve
+        from esper.tezzeret import blueprint_names, resolve
 
         if kernel in blueprint_names() or kernel.endswith((".yaml", ".yml", ".json")):
             if signature is None:
@@ -345,7 +345,7 @@ def show(
             if artifact.blueprint is None:
                 return
             graph = resolve(
-                parse_blueprint(artifact.blueprint.decode(), "its blueprint"),
+                read_blueprint(artifact.blueprint, "its blueprint"),
                 artifact.manifest.signature,
                 artifact.manifest.sizes,
             )

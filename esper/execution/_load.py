@@ -13,7 +13,7 @@ from esper.contracts import KernelSignature
 from esper.errors import ArtifactError, InputError
 from esper.execution._script import ScriptProgram
 from esper.tensors import to_torch
-from esper.tezzeret import jax_program, native_program, parse_blueprint, resolve
+from esper.tezzeret import jax_program, native_program, read_blueprint, resolve
 from esper_functional import Kernel, Program
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _jax_program(
     shapes = KernelSignature.model_validate_json(signature)
     graph = None
     if blueprint is not None:
-        ir = parse_blueprint(blueprint.decode(), "the artifact's blueprint")
+        ir = read_blueprint(blueprint, "the artifact's blueprint")
         graph = resolve(ir, shapes, dict(sizes))
     return Program(
         f"stablehlo:{digest}",
@@ -89,7 +89,7 @@ which `torch.compile` and `torch.func` see through; or its StableHLO, by jax."""
 
 @lru_cache(maxsize=256)
 def _native_program(blueprint: bytes, signature: str, sizes: tuple[tuple[str, int], ...]) -> Any:
-    ir = parse_blueprint(blueprint.decode(), "the artifact's blueprint")
+    ir = read_blueprint(blueprint, "the artifact's blueprint")
     return native_program(resolve(ir, KernelSignature.model_validate_json(signature), dict(sizes)))
 
 

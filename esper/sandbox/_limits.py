@@ -27,7 +27,8 @@ class Limits:
     output_bytes: int = 64 << 20
     """Largest result. What it prints is read to the end, and the last 16 KiB are kept."""
     may_fork: bool = False
-    """Whether it may start processes. It may always start threads."""
+    """Whether it may start processes, which are of its own program where Landlock is. It may always
+    start threads."""
     cores: int = 2
     """Processors that it may run on, where the system can tell it so."""
 

@@ -5,6 +5,7 @@ from esper.tezzeret._blueprint import (
     blueprint_names,
     load_blueprint,
     parse_blueprint,
+    read_blueprint,
 )
 from esper.tezzeret._compile import compile_blueprint, kernel_recipe
 from esper.tezzeret._cost import ArtifactCost, artifact_cost
@@ -35,6 +36,7 @@ __all__ = [
     "load_blueprint",
     "native_program",
     "parse_blueprint",
+    "read_blueprint",
     "recompile",
     "recompile_job",
     "resolve",

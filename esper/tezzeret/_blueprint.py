@@ -202,10 +202,29 @@ def parse_blueprint(text: str, source: str) -> BlueprintIR:
     except TypeError as error:  # YAML has dates and sets, which JSON has not
         raise BlueprintError(f"{source} is not a blueprint: {error}") from error
     except ValidationError as error:
-        details = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'graph'}: {e['msg']}" for e in error.errors()
-        )
-        raise BlueprintError(f"{source} is not a blueprint: {details}") from error
+        raise _no_blueprint(source, error) from error
+
+
+def read_blueprint(canonical: bytes, source: str) -> BlueprintIR:
+    """Read what `BlueprintIR.canonical_json` wrote, as artifacts hold it; YAML is refused.
+
+    Args:
+        source: where it came from, for messages.
+
+    Raises:
+        BlueprintError: naming the source and each thing that is wrong.
+    """
+    try:
+        return BlueprintIR.model_validate_json(canonical)
+    except ValidationError as error:
+        raise _no_blueprint(source, error) from error
+
+
+def _no_blueprint(source: str, error: ValidationError) -> BlueprintError:
+    details = "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or 'graph'}: {e['msg']}" for e in error.errors()
+    )
+    return BlueprintError(f"{source} is not a blueprint: {details}")
 
 
 _FOLDER = resources.files("esper.tezzeret") / "blueprints"

@@ -24,7 +24,7 @@ from esper.artifacts import (
 )
 from esper.contracts import KernelSignature
 from esper.errors import KernelCompilationError
-from esper.tezzeret._blueprint import BlueprintIR, parse_blueprint
+from esper.tezzeret._blueprint import BlueprintIR, read_blueprint
 from esper.tezzeret._contract import check_birth
 from esper.tezzeret._parity import check_parity
 from esper.tezzeret._programs import (
@@ -94,7 +94,7 @@ def _programs(
     canonical: bytes, signature_json: str, sizes: tuple[tuple[str, int], ...]
 ) -> _Programs:
     """Kernels that differ in their first parameters alone share their programs."""
-    blueprint = parse_blueprint(canonical.decode(), "the blueprint")
+    blueprint = read_blueprint(canonical, "the blueprint")
     signature = KernelSignature.model_validate_json(signature_json)
     graph = resolve(blueprint, signature, dict(sizes))
     (batch,) = export.symbolic_shape("b")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from esper.artifacts import Artifact, load_stablehlo
-from esper.tezzeret._blueprint import parse_blueprint
+from esper.tezzeret._blueprint import read_blueprint
 from esper.tezzeret._resolve import resolve
 
 
@@ -33,9 +33,7 @@ def artifact_cost(artifact: Artifact) -> ArtifactCost:
     signature = manifest.signature
     if artifact.blueprint is not None:
         name = f"the blueprint of kernel {artifact.kernel_id[:12]}"
-        graph = resolve(
-            parse_blueprint(artifact.blueprint.decode(), name), signature, manifest.sizes
-        )
+        graph = resolve(read_blueprint(artifact.blueprint, name), signature, manifest.sizes)
         shapes = [signature.input_shape, *(node.output_shape for node in graph.nodes)]
         return ArtifactCost(count, graph.flops, sum(map(_volume, shapes)))
     x = jax.ShapeDtypeStruct((1, *signature.input_shape), jnp.dtype(signature.dtype))

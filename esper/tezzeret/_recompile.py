@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from esper.artifacts import Artifact
 from esper.errors import InputError
-from esper.tezzeret._blueprint import parse_blueprint
+from esper.tezzeret._blueprint import read_blueprint
 from esper.tezzeret._compile import compile_blueprint
 from esper.tezzeret._jobs import CompileJob
 
@@ -49,8 +49,8 @@ def recompile_job(artifact: Artifact) -> CompileJob:
         )
     manifest = artifact.manifest
     return CompileJob(
-        blueprint=parse_blueprint(
-            artifact.blueprint.decode(), f"the blueprint of kernel {artifact.kernel_id[:12]}"
+        blueprint=read_blueprint(
+            artifact.blueprint, f"the blueprint of kernel {artifact.kernel_id[:12]}"
         ),
         signature=manifest.signature,
         sizes=manifest.sizes,

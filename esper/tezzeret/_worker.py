@@ -72,14 +72,14 @@ def prepare(memory_bytes: int) -> None:
 
 def work(task: Task) -> Done:
     """Compile one kernel."""
-    from esper.tezzeret._blueprint import parse_blueprint
+    from esper.tezzeret._blueprint import read_blueprint
     from esper.tezzeret._compile import compile_blueprint
 
     begun = time.monotonic()
     _limit_cpu(task.cpu_seconds)
     try:
         artifact = compile_blueprint(
-            parse_blueprint(task.blueprint.decode(), "the job's blueprint"),
+            read_blueprint(task.blueprint, "the job's blueprint"),
             KernelSignature.model_validate_json(task.signature),
             sizes=task.sizes,
             init_seed=task.init_seed,

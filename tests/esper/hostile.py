@@ -140,6 +140,9 @@ RECURSION = main(
   }""",
 )
 DISGUISED = main("    // nothing", attributes='attributes {mhlo.frontend_attributes = {a = "b"}}')
+ALIASED = main("    // nothing").replace(
+    "%x: tensor<?x2xf32>)", "%x: tensor<?x2xf32> {tf.aliasing_output = 0 : i32})"
+)
 OUTER_PRODUCT = main(
     "    %r = stablehlo.dot_general %x, %x, contracting_dims = [1] x [1] :"
     " (tensor<?x2xf32>, tensor<?x2xf32>) -> tensor<?x?xf32>"
