@@ -15,7 +15,7 @@ from obstore.store import LocalStore
 from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from esper.artifacts import Artifact, read_artifact
+from esper.artifacts import Artifact, load_stablehlo, read_artifact
 from esper.contracts import KernelSignature
 from esper.errors import ArtifactError, InputError, KernelNotFoundError, LibraryError
 from esper.tezzeret import parse_blueprint, resolve
@@ -54,14 +54,13 @@ class KernelRecord:
     init_seed: int
     parameter_count: int
     flops: int
-    """Floating-point operations per example, forward, counted from the blueprint."""
+    """Floating-point operations per example, forward: counted from the blueprint, or, for a
+    user's own kernel, by XLA from its StableHLO at batch 1."""
     size_bytes: int
 
 
 def _record(artifact: Artifact) -> KernelRecord:
     manifest = artifact.manifest
-    blueprint = parse_blueprint(artifact.blueprint.decode(), f"kernel {artifact.kernel_id[:12]}")
-    graph = resolve(blueprint, manifest.signature, manifest.sizes)
     return KernelRecord(
         kernel_id=artifact.kernel_id,
         recipe=manifest.recipe,
@@ -71,9 +70,31 @@ def _record(artifact: Artifact) -> KernelRecord:
         confidence=manifest.confidence,
         init_seed=manifest.init_seed,
         parameter_count=sum(int(p.size) for p in artifact.params.values()),
-        flops=graph.flops,
+        flops=_flops(artifact),
         size_bytes=len(artifact.data),
     )
+
+
+def _flops(artifact: Artifact) -> int:
+    manifest = artifact.manifest
+    if artifact.blueprint is None:
+        return _counted_flops(artifact)
+    blueprint = parse_blueprint(artifact.blueprint.decode(), f"kernel {artifact.kernel_id[:12]}")
+    return resolve(blueprint, manifest.signature, manifest.sizes).flops
+
+
+def _counted_flops(artifact: Artifact) -> int:
+    """What XLA counts in the program as it compiles it for a CPU; nothing runs."""
+    import jax
+    import jax.numpy as jnp
+
+    signature = artifact.manifest.signature
+    run = load_stablehlo(artifact.stablehlo).call
+    params = {name: jax.ShapeDtypeStruct(p.shape, p.dtype) for name, p in artifact.params.items()}
+    x = jax.ShapeDtypeStruct((1, *signature.input_shape), jnp.dtype(signature.dtype))
+    with jax.default_device(jax.devices("cpu")[0]):
+        found = jax.jit(run).lower(params, x).compile().cost_analysis()
+    return round((found or {}).get("flops", 0.0))
 
 
 def _reason(error: Exception) -> str:
