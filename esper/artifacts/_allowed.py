@@ -11,15 +11,14 @@ ALLOWED_OPS = {
     *(
         f"stablehlo.{name}"
         for name in (
-            "abs", "add", "and", "broadcast_in_dim", "case", "clamp", "compare", "concatenate",
-            "constant", "convert", "convolution", "cosine", "custom_call", "divide", "dot_general",
-            "dynamic_broadcast_in_dim", "dynamic_iota", "dynamic_reshape", "exponential",
-            "exponential_minus_one",
-            "get_dimension_size", "iota", "log", "log_plus_one", "logistic", "maximum", "minimum",
-            "multiply", "negate", "not", "or", "pad", "power", "real_dynamic_slice", "reduce",
-            "reduce_window", "remainder", "reshape", "return", "reverse", "rsqrt",
-            "select", "select_and_scatter", "sign", "sine", "slice", "sqrt", "subtract",
-            "tanh", "transpose",
+            "abs", "add", "and", "bitcast_convert", "broadcast_in_dim", "case", "clamp", "compare",
+            "concatenate", "constant", "convert", "convolution", "cosine", "custom_call", "divide",
+            "dot_general", "dynamic_broadcast_in_dim", "dynamic_iota", "dynamic_reshape",
+            "exponential", "exponential_minus_one", "get_dimension_size", "iota", "log",
+            "log_plus_one", "logistic", "maximum", "minimum", "multiply", "negate", "not", "or",
+            "pad", "power", "real_dynamic_slice", "reduce", "reduce_window", "remainder", "reshape",
+            "return", "reverse", "rsqrt", "select", "select_and_scatter", "shift_left",
+            "shift_right_logical", "sign", "sine", "slice", "sqrt", "subtract", "tanh", "transpose",
         )
     ),
     *(f"chlo.{name}" for name in ("erf", "erfc", "broadcast_add", "erf_inv")),
