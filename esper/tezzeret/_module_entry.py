@@ -3,6 +3,7 @@
 import copy
 import inspect
 import warnings
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from esper.tezzeret._own_kernel import (
 )
 from esper.tezzeret._parity import check_parity
 from esper.tezzeret._programs import script_method, torchscript_archive
-from esper.tezzeret._torch2jax import jax_function, require_torch2jax
+from esper.tezzeret._replacements import REPLACEMENTS
+from esper.tezzeret._torch2jax import check_replacements, jax_function, require_torch2jax
 from esper.tezzeret._torch_calls import Line, Ref, line_source
 from esper.tezzeret._torch_export import export_line
 
@@ -43,6 +45,7 @@ def compile_module(
     name: str | None = None,
     birth: Birth = "free",
     confidence: float = 0.5,
+    replacements: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Artifact:
     """Make an artifact of a module of torch, which takes a batch and gives one.
 
@@ -61,6 +64,9 @@ def compile_module(
         name: what the kernel is called; by default, as the module's class.
         birth: what its output is until the first update: "zero", "identity" or anything, "free".
         confidence: scales the first alpha of a kernel that is not ramped.
+        replacements: functions of jax for public functions of torch that torch2jax does not follow
+            as they are called, by names such as `nn.functional.max_pool2d`. They take arrays and
+            torch's arguments; the gate holds them to what torch computes.
 
     Raises:
         InputError: for what is no module, or an argument out of range.
@@ -75,7 +81,9 @@ def compile_module(
         )
     called = type(module).__name__ if name is None else name
     check_asked(called, birth, confidence)
+    check_replacements(replacements or {})
     require_torch2jax()
+    followed = {**REPLACEMENTS, **(replacements or {})}
     versions = library_versions(also=("torch2jax",))
     try:
         _check_forward(module)
@@ -84,7 +92,9 @@ def compile_module(
         line = export_line(plain, signature)
         _check_all_used(line)
         torchscript = _torchscript(line)
-        stablehlo, vjp_order = export_function(jax_function(line), params, signature)
+        stablehlo, vjp_order = export_function(
+            jax_function(line, replacements=followed), params, signature
+        )
         # The gates run what was written, not what it was written from.
         run, checked = load_stablehlo(stablehlo).call, own_kernel(params, signature)
         for program in (_called(plain), load_torchscript(torchscript)):

@@ -59,9 +59,12 @@ def run_torch(
     program: Any, params: dict[str, np.ndarray], x: np.ndarray, cotangent: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Output and gradients of the scripted `program(params..., x)`, by name."""
+    import torch
+
     inputs = {name: to_torch(p).requires_grad_() for name, p in params.items()}
     source = to_torch(x).requires_grad_()
-    y = program(*inputs.values(), source)
+    with torch.enable_grad():
+        y = program(*inputs.values(), source)
     y.backward(to_torch(cotangent))
     named = {"output": y.detach(), "gradient of x": source.grad}
     named |= {f"gradient of {name}": p.grad for name, p in inputs.items()}
@@ -159,6 +162,11 @@ def compare_results(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], 
         KernelCompilationError: for the first that differs beyond the tolerance of its dtype.
     """
     for name, value in ours.items():
+        if not np.isfinite(value).all():
+            raise KernelCompilationError(
+                f"{name} is not finite for inputs of both signs, at batch {batch}: a kernel must"
+                " take what its layer gives. Clamp what goes into a logarithm, a root or a quotient"
+            )
         if name not in theirs or theirs[name].shape != value.shape:
             raise KernelCompilationError(
                 f"the two programs disagree at batch {batch}: jax gives {name} with shape"

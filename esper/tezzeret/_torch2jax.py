@@ -2,10 +2,10 @@
 
 torch2jax follows calls of torch's public functions and carries out what it knows in jax. Some of
 what it knows is not what torch computes, and much is missing; `REPLACEMENTS` stand in for that
-while a line is followed, and are taken out again. What neither knows is looked up among what
-users registered with `torch2jax.implements`.
+while a line is followed, and are taken out again.
 """
 
+import difflib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from esper.errors import KernelCompilationError
+from esper.errors import InputError, KernelCompilationError
 from esper.tezzeret._blueprint import INPUT
 from esper.tezzeret._replacements import REPLACEMENTS
 from esper.tezzeret._torch_calls import Call, DType, Line, Ref, Value
@@ -43,6 +43,22 @@ def require_torch2jax() -> None:
             " 'esper-morphogenetic[torch2jax]'. Read its licence first: it is GPLv3, except for"
             " personal, non-profit and small-company use"
         )
+
+
+def check_replacements(replacements: Mapping[str, Callable[..., Any]]) -> None:
+    """Check that replacements stand in for something.
+
+    Raises:
+        InputError: naming the first that does not.
+    """
+    known = {public.function for public in OPERATIONS.values()}
+    for name in replacements:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(
+                f"`replacements` names {name!r}, which is no function that a module may use{hint}"
+            )
 
 
 def jax_function(
@@ -96,8 +112,7 @@ def _called(call: Call, values: dict[str, Any], direct: Mapping[str, Any]) -> An
         raise KernelCompilationError(
             f"torch2jax does not follow torch.{name} ({type(error).__name__}:"
             f" {reason[:200] or 'no message'}): write the kernel as a blueprint or as a function of"
-            " jax, or register what the function is with"
-            f" @torch2jax.implements(torch.{name})"
+            f" jax, or say what it is in jax by replacements={{{name!r}: ...}}"
         ) from error
 
 

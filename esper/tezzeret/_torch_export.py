@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,19 @@ from esper.errors import KernelCompilationError
 from esper.tensors import from_torch
 from esper.tezzeret._blueprint import INPUT
 from esper.tezzeret._torch_calls import Call, DType, Line, Ref, Value
+from esper.tezzeret._torch_nodes import (
+    completed,
+    dtype_name,
+    dtype_of,
+    is_certain,
+    is_whole,
+    open_sizes,
+    operation_of,
+    refusal,
+    shape_of,
+    shown,
+    values_of,
+)
 from esper.tezzeret._torch_operations import OPERATIONS
 
 MOST_CONSTANTS = 1 << 14
@@ -131,17 +143,17 @@ class _Reader:
         if len(result) != 1 or not self.exported.call_spec.out_spec.is_leaf():
             raise KernelCompilationError("its forward gives several outputs: a kernel gives one")
         value = self.known.get(result[0])
-        shape, dtype = _shape(result[0]), _dtype(result[0])
+        shape, dtype = shape_of(result[0]), dtype_name(result[0])
         wanted = self.signature.output_shape
         if not isinstance(value, Ref) or len(shape) < 1 or isinstance(shape[0], int):
             raise KernelCompilationError(
-                f"its output has shape {_shown(shape)}, without the batch's axis at the front:"
-                f" expected {_shown(('batch', *wanted))}"
+                f"its output has shape {shown(shape)}, without the batch's axis at the front:"
+                f" expected {shown(('batch', *wanted))}"
             )
         if tuple(shape[1:]) != wanted or dtype != self.signature.dtype:
             raise KernelCompilationError(
-                f"its output is {dtype} of shape {_shown(shape[1:])} for each example, the"
-                f" signature says {self.signature.dtype} of {_shown(wanted)}"
+                f"its output is {dtype} of shape {shown(shape[1:])} for each example, the"
+                f" signature says {self.signature.dtype} of {shown(wanted)}"
             )
         if len(self.calls) > MOST_CALLS:
             raise KernelCompilationError(
@@ -154,7 +166,7 @@ class _Reader:
         import torch
 
         sources = [self.known[n] for n in node.all_input_nodes if n in self.known]
-        name = _name(node)
+        name = operation_of(node)
         if name is None:
             if node.target.__name__ == "getitem":
                 self.known[node] = self._item(node)
@@ -165,7 +177,7 @@ class _Reader:
                 )
             # Otherwise it computes with the batch's size, which is read off the results' shapes.
             return
-        if torch.Tag.nondeterministic_seeded in node.target.tags and not _is_certain(node, name):
+        if torch.Tag.nondeterministic_seeded in node.target.tags and not is_certain(node, name):
             raise KernelCompilationError(
                 f"it draws random numbers ({name}): a kernel is a function of its parameters and"
                 " its input. Layers of dropout enter as in evaluation; a call of F.dropout needs"
@@ -173,8 +185,12 @@ class _Reader:
             )
         # Lists and sizes.
         if not hasattr(node.meta.get("val"), "dtype"):
-            self.known[node] = list(_values(node.meta.get("val")))
+            self.known[node] = list(values_of(node.meta.get("val")))
             return
+        if "empty" in name:
+            raise KernelCompilationError(
+                f"it reads memory that nothing was written to (torch.{name}): use torch.zeros"
+            )
         fixed = len(sources) == len(node.all_input_nodes)
         if fixed and not any(isinstance(s, Ref | list) for s in sources):
             self.known[node] = self._folded(node)
@@ -195,18 +211,21 @@ class _Reader:
 
     def _operation(self, node: Any, name: str) -> Ref:
         first = node.args[0]
-        if name in _SAME or (name == "dropout" and node.args[2] is False) or _is_whole(node, name):
+        if name in _SAME or (name == "dropout" and node.args[2] is False) or is_whole(node, name):
             return self._ref(first)
         if name in _RESHAPES:
-            return self._call("reshape", {"self": self._ref(first), "shape": _sizes(node, name)})
+            # An empty list of sizes is written as a call that the scan refuses.
+            shape = open_sizes(node, name)
+            made = self._call("reshape", {"self": self._ref(first), "shape": shape or (1,)})
+            return made if shape else self._call("select", {"self": made, "dim": 0, "index": 0})
         if name not in OPERATIONS:
-            raise _refusal(name)
+            raise refusal(name)
         if name == "expand":
             return self._expanded(node)
         if name == "to":
-            dtype = self._argument(_dtype_of(node), "torch.to")
+            dtype = self._argument(dtype_of(node), "torch.to")
             return self._call("to", {"self": self._ref(first), "dtype": dtype})
-        return self._call(name, _completed(name, self._arguments(node, name)))
+        return self._call(name, completed(name, self._arguments(node, name)))
 
     def _arguments(self, node: Any, name: str) -> dict[str, Value]:
         """By name, in the schema's order, with its defaults."""
@@ -227,7 +246,7 @@ class _Reader:
         return arguments
 
     def _expanded(self, node: Any) -> Ref:
-        before, after = _shape(node.args[0]), _shape(node)
+        before, after = shape_of(node.args[0]), shape_of(node)
         aligned = (1,) * (len(after) - len(before)) + before
         for old, new in zip(aligned, after, strict=True):
             if not isinstance(new, int) and isinstance(old, int):
@@ -247,13 +266,13 @@ class _Reader:
     def _item(self, node: Any) -> Any:
         """One tensor of the list that an operation gave."""
         source, index = node.args
-        name = _name(source)
+        name = operation_of(source)
         if name == "_native_batch_norm_legit_no_training" and index == 0:
             return self._operation(source, "batch_norm")
         if name in ("unbind", "split", "split_with_sizes", "chunk"):
-            shapes = [_shape(v) for v in source.meta["val"]]
+            shapes = [shape_of(v) for v in source.meta["val"]]
             tensor = self._ref(source.args[0])
-            axes = len(_shape(source.args[0]))
+            axes = len(shape_of(source.args[0]))
             at = 1 if name == "unbind" else 2
             axis = source.args[at] if len(source.args) > at else source.kwargs.get("dim", 0)
             axis %= axes
@@ -275,7 +294,7 @@ class _Reader:
             raise KernelCompilationError(
                 f"it takes the batch apart by torch.{name}, which cannot be written"
             )
-        raise _refusal(name)
+        raise refusal(name)
 
     def _ref(self, node: Any) -> Ref:
         value = self.known[node]
@@ -335,87 +354,3 @@ class _Reader:
         raise KernelCompilationError(
             f"it gives {value!r} to {where}, which cannot be written into a program"
         )
-
-
-def _refusal(name: str | None) -> KernelCompilationError:
-    return KernelCompilationError(
-        f"it uses torch.{name}, which a module that is to be an artifact may not; there are"
-        f" {', '.join(sorted(OPERATIONS))}. Write the kernel with these, as a blueprint, or as a"
-        " function of jax"
-    )
-
-
-def _name(node: Any) -> str | None:
-    """The operation's name in ATen; None where it is none of them."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return None
-    space, _, name = schema.name.partition("::")
-    if space != "aten":
-        raise KernelCompilationError(
-            f"it uses the operation {schema.name}, which is not torch's own: write it with"
-            " operations of torch"
-        )
-    return name if name != "sym_size" else None
-
-
-def _shape(node: Any) -> tuple[Any, ...]:
-    value = node.meta["val"] if hasattr(node, "meta") else node
-    return tuple(value.shape)
-
-
-def _dtype(node: Any) -> str:
-    return str(node.meta["val"].dtype).removeprefix("torch.")
-
-
-def _shown(shape: Sequence[Any]) -> str:
-    return f"({', '.join(str(s) if isinstance(s, int) else 'batch' for s in shape)})"
-
-
-def _values(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _sizes(node: Any, name: str) -> tuple[int, ...]:
-    """The shape of a result, with -1 for the size that comes of the batch's."""
-    shape = tuple(size if isinstance(size, int) else -1 for size in _shape(node))
-    if shape.count(-1) > 1:
-        raise KernelCompilationError(
-            f"torch.{name} gives a tensor whose shape {_shown(_shape(node))} has the batch's size"
-            " in it more than once, which cannot be written"
-        )
-    return shape
-
-
-def _is_certain(node: Any, name: str) -> bool:
-    """Whether an operation that may draw random numbers is told not to."""
-    if name == "scaled_dot_product_attention":
-        dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
-        return dropout == 0.0
-    return name == "dropout" and node.args[2] is False
-
-
-def _is_whole(node: Any, name: str) -> bool:
-    """Whether a slice or an expansion takes all there is."""
-    if name not in ("slice", "expand"):
-        return False
-    return str(_shape(node)) == str(_shape(node.args[0]))
-
-
-def _dtype_of(node: Any) -> Any:
-    return node.meta["val"].dtype
-
-
-def _completed(name: str, arguments: dict[str, Value]) -> dict[str, Value]:
-    """Arguments that a renamed operation, or an empty list, leaves open."""
-    if name == "batch_norm":
-        last = {key: arguments.pop(key) for key in ("momentum", "eps")}
-        return arguments | {"training": False} | last | {"cudnn_enabled": False}
-    if name == "pad":
-        return {"self": arguments["self"], "pad": arguments["pad"]} | {
-            "mode": arguments.get("mode", "constant"),
-            "value": arguments.get("value", 0.0),
-        }
-    if "pool" in name and arguments.get("stride") == ():
-        return arguments | {"stride": arguments["kernel_size"]}
-    return arguments

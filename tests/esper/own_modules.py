@@ -109,7 +109,8 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "glu": (lambda: nn.Sequential(nn.Linear(4, 8), nn.GLU(), nn.Linear(4, 4)), "4->4"),
     "lora": (
         lambda: Does(
-            lambda m, x: 2.0 * ((x @ m.a.T) @ m.b.T), a=parameter(2, 6), b=parameter(5, 2)
+            lambda m, x: m.scale.squeeze() * ((x @ m.a.T) @ m.b.T),
+            scale=parameter(1), a=parameter(2, 6), b=parameter(5, 2),
         ),
         "6->5",
     ),

@@ -174,6 +174,12 @@ MODULES = {
     "large_constant": (
         lambda: with_buffer(torch.ones(4, 5000)), "hold 20,000 numbers, more than the 16,384",
     ),
+    "unwritten_memory": (
+        lambda: does(lambda m, x: m.layer(x) + torch.empty(4)), "memory that nothing was written",
+    ),
+    "logarithm_of_negatives": (
+        lambda: does(lambda m, x: m.layer(x).log()), "is not finite for inputs of both signs",
+    ),
     "constant_nan": (
         lambda: with_buffer(torch.tensor([torch.nan])), "one of its constants is not finite",
     ),
@@ -218,9 +224,25 @@ def test_an_operation_that_torch2jax_lacks_is_named():
     fewer = {key: f for key, f in REPLACEMENTS.items() if key != "nn.functional.silu"}
     with pytest.raises(
         KernelCompilationError,
-        match=r"does not follow torch\.nn\.functional\.silu .*torch2jax\.implements",
+        match=r"follow torch\.nn\.functional\.silu .*by replacements=\{'nn.functional.silu'",
     ):
         jax_function(line, replacements=fewer)(params, jnp.ones((2, 4)))
+
+
+@needs_torch2jax
+def test_replacements_of_ones_own_are_held_to_what_torch_computes():
+    def thirds(x, output_size):
+        return jnp.stack([x[..., 0:2].mean(-1), x[..., 1:3].mean(-1), x[..., 2:4].mean(-1)], -1)
+
+    build, message = MODULES["adaptive_pool_that_does_not_divide"]
+    module, name = build(), "nn.functional.adaptive_avg_pool1d"
+    with pytest.raises(KernelCompilationError, match=message):
+        compile_module(module, FOUR)
+    assert compile_module(module, FOUR, replacements={name: thirds}).torchscript is not None
+    with pytest.raises(KernelCompilationError, match="the two programs disagree at batch 1"):
+        compile_module(module, FOUR, replacements={name: lambda x, size: x[..., :3]})
+    with pytest.raises(InputError, match=r"names 'nn\.functional\.gleu'.*did you mean 'nn\."):
+        compile_module(module, FOUR, replacements={"nn.functional.gleu": thirds})
 
 
 def test_without_torch2jax_its_licence_is_named(monkeypatch):
