@@ -322,7 +322,7 @@ def show(
     """Show what a kernel or a blueprint is, and draw its graph. Runs nothing of it."""
     with errors(traceback):
         from esper.cli import _drawing
-        from esper.tezzeret import blueprint_names, resolve
+        from esper.tezzeret import blueprint_names, read_blueprint, resolve
 
         if kernel in blueprint_names() or kernel.endswith((".yaml", ".yml", ".json")):
             if signature is None:

@@ -9,8 +9,10 @@ from esper.tezzeret._blueprint import (
 )
 from esper.tezzeret._compile import compile_blueprint, kernel_recipe
 from esper.tezzeret._cost import ArtifactCost, artifact_cost
+from esper.tezzeret._function_entry import compile_equinox, compile_flax, compile_function
 from esper.tezzeret._jobs import CompileJob, CompileLimits, CompileOutcome
 from esper.tezzeret._kernel import kernel_from_blueprint
+from esper.tezzeret._module_entry import compile_module
 from esper.tezzeret._native import native_program, torch_kernel_from_blueprint
 from esper.tezzeret._pool import CompilePool
 from esper.tezzeret._programs import jax_program
@@ -29,6 +31,10 @@ __all__ = [
     "artifact_cost",
     "blueprint_names",
     "compile_blueprint",
+    "compile_equinox",
+    "compile_flax",
+    "compile_function",
+    "compile_module",
     "is_due",
     "jax_program",
     "kernel_from_blueprint",

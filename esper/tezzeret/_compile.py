@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -38,14 +38,18 @@ from esper.tezzeret._resolve import Graph, resolve
 PLATFORMS = ("cpu", "cuda")
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(*, torch: bool = True, also: Sequence[str] = ()) -> dict[str, str]:
     """Of the libraries that an artifact's bytes depend on.
+
+    Args:
+        torch: whether they depend on torch.
+        also: further ones.
 
     Raises:
         KernelCompilationError: where one of them is not installed.
     """
     found = {}
-    for package in ("jax", "jaxlib", "numpy", "torch"):
+    for package in ("jax", "jaxlib", "numpy", *(("torch",) if torch else ()), *also):
         try:
             found[package] = version(package)
         except PackageNotFoundError as error:

@@ -5,14 +5,13 @@ from typing import Any, Literal
 import numpy as np
 
 from esper.errors import KernelCompilationError
-from esper.tezzeret._parity import BATCHES, run_jax
+from esper.tezzeret._parity import BATCHES, Checked, run_jax
 from esper.tezzeret._programs import array_dtype
-from esper.tezzeret._resolve import Graph
 
 Birth = Literal["zero", "identity", "free"]
 
 
-def check_birth(graph: Graph, program: Any, params: dict[str, np.ndarray], birth: Birth) -> None:
+def check_birth(kernel: Checked, program: Any, params: dict[str, np.ndarray], birth: Birth) -> None:
     """Check a kernel's claims with its parameters at birth.
 
     Its output has the signature's shape; it is finite; it is exactly zero, or
@@ -24,16 +23,16 @@ def check_birth(graph: Graph, program: Any, params: dict[str, np.ndarray], birth
         KernelCompilationError: for a claim that does not hold.
     """
     random = np.random.default_rng(1)
-    dtype = array_dtype(graph.signature.dtype)
+    dtype = array_dtype(kernel.signature.dtype)
     batch = BATCHES[-1]
-    x = random.standard_normal((batch, *graph.signature.input_shape)).astype(dtype)
-    cotangent = random.standard_normal((batch, *graph.signature.output_shape)).astype(dtype)
+    x = random.standard_normal((batch, *kernel.signature.input_shape)).astype(dtype)
+    cotangent = random.standard_normal((batch, *kernel.signature.output_shape)).astype(dtype)
     seen = run_jax(program, params, x, cotangent)
     output = seen["output"]
     if output.shape != cotangent.shape:
         raise KernelCompilationError(
             f"its output has shape {output.shape[1:]}, the signature says"
-            f" {graph.signature.output_shape}"
+            f" {kernel.signature.output_shape}"
         )
     if not np.isfinite(output).all():
         raise KernelCompilationError("its output at birth is not finite")
@@ -52,7 +51,7 @@ def check_birth(graph: Graph, program: Any, params: dict[str, np.ndarray], birth
         raise KernelCompilationError(
             "its output at birth is zero everywhere, and it claims 'free': claim 'zero'"
         )
-    gradients = [seen[f"gradient of {p.name}"] for p in graph.parameters]
+    gradients = [seen[f"gradient of {p.name}"] for p in kernel.parameters]
     if not any(g.any() for g in gradients):
         raise KernelCompilationError(
             "the first gradient of every parameter is zero: it would never learn"

@@ -26,7 +26,7 @@ def artifact_cost(artifact: Artifact) -> ArtifactCost:
     """The cost of an artifact.
 
     Of a user's own kernel, which has no blueprint, FLOPs are XLA's count for its program at a batch
-    of 1, and the values are those of its input and its output alone.
+    of 1, as it compiles it for a CPU, and the values are those of its input and its output alone.
     """
     manifest = artifact.manifest
     count = sum(int(p.size) for p in artifact.params.values())
@@ -38,10 +38,11 @@ def artifact_cost(artifact: Artifact) -> ArtifactCost:
         return ArtifactCost(count, graph.flops, sum(map(_volume, shapes)))
     x = jax.ShapeDtypeStruct((1, *signature.input_shape), jnp.dtype(signature.dtype))
     params = {n: jax.ShapeDtypeStruct(p.shape, p.dtype) for n, p in artifact.params.items()}
-    lowered = jax.jit(load_stablehlo(artifact.stablehlo).call).lower(params, x)
-    counted = lowered.cost_analysis() or {}
+    with jax.default_device(jax.devices("cpu")[0]):
+        lowered = jax.jit(load_stablehlo(artifact.stablehlo).call).lower(params, x)
+        counted = lowered.compile().cost_analysis() or {}
     values = _volume(signature.input_shape) + _volume(signature.output_shape)
-    return ArtifactCost(count, max(0, int(counted.get("flops", 0.0))), values)
+    return ArtifactCost(count, max(0, round(counted.get("flops", 0.0))), values)
 
 
 def _volume(shape: tuple[int, ...]) -> int:

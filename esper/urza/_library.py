@@ -74,7 +74,8 @@ class KernelRecord:
     init_seed: int
     parameter_count: int
     flops: int
-    """Floating-point operations per example, forward, counted from the blueprint."""
+    """Floating-point operations per example, forward: counted from the blueprint, or, for a
+    user's own kernel, by XLA from its StableHLO at batch 1."""
     size_bytes: int
 
 
