@@ -65,6 +65,11 @@ def run_torch(
     source = to_torch(x).requires_grad_()
     with torch.enable_grad():
         y = program(*inputs.values(), source)
+    if tuple(y.shape) != cotangent.shape:
+        raise KernelCompilationError(
+            f"torch gives an output of shape {tuple(y.shape)} at batch {len(x)}, expected"
+            f" {cotangent.shape}: x.squeeze() without an axis, for one, takes a batch of 1 away too"
+        )
     y.backward(to_torch(cotangent))
     named = {"output": y.detach(), "gradient of x": source.grad}
     named |= {f"gradient of {name}": p.grad for name, p in inputs.items()}
