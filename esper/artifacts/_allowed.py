@@ -33,9 +33,9 @@ ALLOWED_CALLS = {
     "group_norm", "gt", "hardsigmoid", "hardswish", "hardtanh", "layer_norm", "le", "leaky_relu",
     "linear", "log", "log1p", "log_sigmoid", "log_softmax", "logsumexp", "lt", "masked_fill",
     "matmul", "max_pool1d", "max_pool2d", "maximum", "mean", "minimum", "mish", "mm", "mul", "ne",
-    "neg", "pad", "permute", "pixel_shuffle", "pow", "reciprocal", "relu", "relu6", "reshape",
-    "rms_norm", "rsqrt", "rsub", "scaled_dot_product_attention", "select", "selu", "sigmoid",
-    "sign", "silu", "sin", "slice", "softmax", "softplus", "sqrt", "square", "stack", "sub", "sum",
-    "t", "tanh", "tensor", "to", "transpose", "var", "where",
+    "neg", "pad", "permute", "pixel_shuffle", "pow", "prelu", "reciprocal", "relu", "relu6",
+    "reshape", "rms_norm", "rsqrt", "rsub", "scaled_dot_product_attention", "select", "selu",
+    "sigmoid", "sign", "silu", "sin", "slice", "softmax", "softplus", "sqrt", "square", "stack",
+    "sub", "sum", "t", "tanh", "tensor", "to", "transpose", "var", "where",
 }  # fmt: skip
 """Functions of torch that a kernel may call."""

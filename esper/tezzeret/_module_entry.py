@@ -87,6 +87,26 @@ def compile_module(
     versions = library_versions(also=("torch2jax",))
     try:
         _check_forward(module)
+        return _compiled(module, signature, called, birth, confidence, followed, versions)
+    except KernelCompilationError as error:
+        raise KernelCompilationError(
+            f"module {called!r} for {signature} was refused: {error}"
+        ) from error
+
+
+def _compiled(
+    module: Any,
+    signature: KernelSignature,
+    name: str,
+    birth: Birth,
+    confidence: float,
+    followed: Mapping[str, Callable[..., Any]],
+    versions: dict[str, str],
+) -> Artifact:
+    import torch
+
+    # Gradients are compared, whatever mode the caller is in.
+    with torch.inference_mode(False), torch.enable_grad():
         plain = _evaluated(module)
         params = _parameters(plain, signature)
         line = export_line(plain, signature)
@@ -101,7 +121,7 @@ def compile_module(
             check_parity(checked, run, program, own=params)
         return write_own(
             origin="module",
-            name=called,
+            name=name,
             signature=signature,
             birth=birth,
             confidence=confidence,
@@ -112,10 +132,6 @@ def compile_module(
             torchscript=torchscript,
             versions=versions,
         )
-    except KernelCompilationError as error:
-        raise KernelCompilationError(
-            f"module {called!r} for {signature} was refused: {error}"
-        ) from error
 
 
 def _check_forward(module: Any) -> None:

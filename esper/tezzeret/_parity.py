@@ -69,6 +69,12 @@ def run_torch(
     with torch.enable_grad(), warnings.catch_warnings(), torch.jit.optimized_execution(False):  # pyright: ignore[reportPrivateImportUsage]
         warnings.simplefilter("ignore", DeprecationWarning)
         y = program(*inputs.values(), source)
+        if tuple(y.shape) != cotangent.shape:
+            raise KernelCompilationError(
+                f"torch gives an output of shape {tuple(y.shape)} at batch {len(x)}, expected"
+                f" {cotangent.shape}: x.squeeze() without an axis, for one, takes a batch of 1 away"
+                " too"
+            )
         y.backward(to_torch(cotangent))
     found = {"output": from_torch(y), "gradient of x": _gradient(source)}
     return found | {f"gradient of {name}": _gradient(p) for name, p in inputs.items()}

@@ -141,6 +141,21 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "4x5x5->4x5x5",
     ),
     "batch_norm_in_evaluation": (measured_batch_norm, "3x6x6->4x6x6"),
+    "padded_convolutions": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), nn.PReLU(3),
+            nn.Conv2d(3, 2, 3, padding=(2, 1), padding_mode="circular"), nn.PReLU(),
+            nn.ReplicationPad2d((1, 0, 0, 2)),
+        ),
+        "2x5x5->2x9x6",
+    ),
+    "standardised": (
+        lambda: Does(
+            lambda m, x: m.w * x / (x.var(-1, keepdim=True, unbiased=False) + x.var(-1)[:, None]),
+            w=parameter(4),
+        ),
+        "4->4",
+    ),
     "squeeze_excite": (
         lambda: Does(squeeze_excite, squeeze=nn.Linear(4, 2), excite=nn.Linear(2, 4)),
         "4x5x5->4x5x5",

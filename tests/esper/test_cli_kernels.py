@@ -94,17 +94,11 @@ def test_show_draws_the_graph_of_a_kernel_given_the_beginning_of_its_id(kept):
     assert row.kernel_id in shown.stdout
     assert "36 parameters" in shown.stdout
     assert re.search(r"jax on .* µs forward", shown.stdout)
-    drawn = [line.rstrip() for line in shown.stdout.splitlines()[-4:]]
-    assert drawn == [
-        "○  x                                               3",
-        "●  up: linear (features 4)                         4",
-        "●  bend: relu                                      4",
-        "●  down: linear (features 4, init zeros)           4",
-    ] or [line.split() for line in drawn] == [
-        ["○", "x", "3"],
-        ["●", "up:", "linear", "(features", "4)", "4"],
-        ["●", "bend:", "relu", "4"],
-        ["●", "down:", "linear", "(features", "4,", "init", "zeros)", "4"],
+    assert [line.rstrip() for line in shown.stdout.splitlines()[-4:]] == [
+        "○  x                                      3",
+        "●  up: linear (features 4)                4",
+        "●  bend: relu                             4",
+        "●  down: linear (features 4, init zeros)  4",
     ]
 
 

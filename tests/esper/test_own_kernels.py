@@ -120,6 +120,15 @@ def test_claims_of_birth_are_checked():
     assert compile_module(module, signature, birth="identity").manifest.birth == "identity"
 
 
+def test_the_callers_mode_does_not_matter():
+    module, signature = make("linear"), KernelSignature.parse("4->3")
+    expected = compile_module(module, signature).kernel_id
+    with torch.no_grad():
+        assert compile_module(module, signature).kernel_id == expected
+    with torch.inference_mode():
+        assert compile_module(module, signature).kernel_id == expected
+
+
 def test_a_module_in_training_enters_as_in_evaluation():
     module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()
     artifact = compile_module(module, KernelSignature.parse("4->4"))

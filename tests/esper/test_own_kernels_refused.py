@@ -95,6 +95,10 @@ MODULES = {
     "no_batch": (
         lambda: does(lambda m, x: m.layer(x).sum(0)), "its output has shape .* without the batch",
     ),
+    "batch_squeezed_away": (
+        lambda: does(lambda m, x: m.layer(x).squeeze()),
+        r"torch gives an output of shape \(4,\) at batch 1, expected \(1, 4\)",
+    ),
     "several_outputs": (lambda: does(lambda m, x: (m.layer(x), x)), "gives several outputs"),
     "another_input": (lambda: nn.Linear(3, 4), "torch.export cannot trace it"),
     "integers": (integers, "its parameter 'count' is int32: expected float32"),

@@ -77,7 +77,7 @@ class Op(BaseModel, ABC):
     @property
     def kind(self) -> str:
         """The operation's name in blueprints, such as `linear`."""
-        return type(self).model_fields["op"].default or self.__dict__["op"]
+        return self.__dict__["op"]
 
     def sized(self, size: Callable[[str], int]) -> "Op":
         """This operation with its named sizes as numbers."""

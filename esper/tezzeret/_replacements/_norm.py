@@ -79,7 +79,10 @@ def _over(function: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
-def _variance(x: Any, dim: Any = None, correction: float = 1, keepdim: bool = False) -> Any:
+def _variance(
+    x: Any, dim: Any = None, unbiased: bool = True, correction: Any = None, keepdim: bool = False
+) -> Any:
+    correction = int(unbiased) if correction is None else correction
     return narrow(jnp.var(wide(x), _axes(dim), correction=correction, keepdims=keepdim), x)
 
 

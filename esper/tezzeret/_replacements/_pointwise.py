@@ -44,6 +44,11 @@ def _leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
     return jnp.where(x > 0, x, x * negative_slope)
 
 
+def _prelu(x: Any, weight: Any) -> Any:
+    slope = weight.reshape(-1, *(1,) * (x.ndim - 2)) if weight.size > 1 else weight
+    return jnp.where(x > 0, x, x * slope)
+
+
 def _glu(x: Any, dim: int = -1) -> Any:
     value, gate = jnp.split(x, 2, axis=dim)
     return value * jax.nn.sigmoid(gate)
@@ -137,6 +142,7 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     F + "elu": _widely(_elu),
     F + "selu": _widely(_selu),
     F + "leaky_relu": _leaky_relu,
+    "prelu": _prelu,
     F + "glu": _widely(_glu),
     F + "hardtanh": _hard_tanh,
     F + "relu6": lambda x: _hard_tanh(x, 0.0, 6.0),

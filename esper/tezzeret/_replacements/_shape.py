@@ -4,9 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 F = "nn.functional."
+
+_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+"""numpy's names of torch's modes of padding."""
 
 
 def _expand(x: Any, sizes: Sequence[int]) -> Any:
@@ -32,10 +36,13 @@ def _to(x: Any, dtype: Any) -> Any:
 
 
 def _pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
-    if mode != "constant":
-        raise NotImplementedError(f"padding by {mode!r}")
     # torch names the last axis first.
     pairs = list(zip(pad[::2], pad[1::2], strict=True))[::-1]
+    if mode != "constant":
+        for axis, pair in enumerate(pairs, x.ndim - len(pairs)):
+            index = np.pad(np.arange(x.shape[axis]), pair, _MODES[mode])
+            x = jnp.take(x, index, axis=axis)
+        return x
     widths = [(0, 0, 0)] * (x.ndim - len(pairs)) + [(low, high, 0) for low, high in pairs]
     return lax.pad(x, jnp.asarray(0.0 if value is None else value, x.dtype), widths)
 
