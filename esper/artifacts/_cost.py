@@ -27,7 +27,7 @@ _MAX_DEPTH = 200
 _DYNAMIC = ir.ShapedType.get_dynamic_size()
 _SPECIAL = {
     "builtin.module", "func.func", "func.call", "stablehlo.dot_general", "stablehlo.convolution",
-    "stablehlo.dynamic_conv", "stablehlo.reduce", "stablehlo.reduce_window",
+    "stablehlo.dynamic_conv", "stablehlo.reduce", "stablehlo.reduce_window", "stablehlo.scatter",
     "stablehlo.select_and_scatter",
 }  # fmt: skip
 """All others make each element of their results once; only these repeat what they hold."""

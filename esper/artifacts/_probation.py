@@ -232,7 +232,8 @@ def _twin(artifact: Artifact, source: bytes) -> Any:
         blueprint = read_blueprint(source, "its blueprint")
         return jax_program(resolve(blueprint, manifest.signature, manifest.sizes))
     except (BlueprintError, ValueError) as error:
-        raise _Noted(f"nothing can be built of it: {error}") from error
+        # It says of itself that it was compiled from this.
+        raise Refused(f"nothing can be built of it: {error}") from error
 
 
 def _check_growth(artifact: Artifact, program: Any) -> str:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-import esper.artifacts
 from esper.artifacts import write_artifact
 from esper.errors import ArtifactError, InputError, KernelExecutionError
 from esper.execution import count_compilations, load_jax_kernel, load_torch_kernel
@@ -292,10 +291,12 @@ def test_trust_is_asked_for_what_is_new_alone():
     assert asked == [a.kernel_id, b.kernel_id]
 
 
-def test_whose_function_is_asked_where_none_is_given(monkeypatch):
-    monkeypatch.setattr(esper.artifacts, "ensure_trusted", refuse, raising=False)
-    with pytest.raises(ArtifactError, match="is refused: it is not trusted"):
-        RealKernelExecutor().load(drawn(1))
+def test_what_was_not_compiled_here_is_verified_where_nobody_says_otherwise():
+    whole = drawn(1)
+    odd = rewritten(whole, torchscript=whole.torchscript[:-40])
+    with pytest.raises(ArtifactError, match="is refused: .*TorchScript"):
+        RealKernelExecutor().load(odd)
+    assert RealKernelExecutor(trust=None).load(odd) is not None
 
 
 def test_damaged_torchscript_runs_over_the_bridge_and_an_event_says_so():
