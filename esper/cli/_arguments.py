@@ -1,0 +1,79 @@
+"""What the commands on kernels share: where the library is, and how things are named."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from esper.cli._console import err
+from esper.errors import InputError
+
+if TYPE_CHECKING:
+    from esper.contracts import KernelSignature
+    from esper.tezzeret import BlueprintIR
+
+LibraryFolder = Annotated[Path, typer.Option("--library", help="Folder of the library.")]
+DEFAULT_LIBRARY = Path("runs/library")
+
+
+def progress() -> Progress:
+    """A bar on standard error, which goes when it is done."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+    )
+
+
+def signature_of(text: str) -> "KernelSignature":
+    """A signature by its text.
+
+    Raises:
+        InputError: for a text that is none.
+    """
+    from esper.contracts import KernelSignature
+
+    try:
+        return KernelSignature.parse(text)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def blueprint_of(name: str) -> "BlueprintIR":
+    """One of Esper's own by its name, or that of a file.
+
+    Raises:
+        InputError: for a file that cannot be read.
+        BlueprintError: for an unknown name, and for what is no blueprint.
+    """
+    from esper.tezzeret import load_blueprint, parse_blueprint
+
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        return load_blueprint(name)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the blueprint file {path} cannot be read: {error}") from error
+    return parse_blueprint(text, str(path))
+
+
+def is_file_of_kernel(text: str) -> bool:
+    """Whether an argument names a file, and not a kernel of the library."""
+    return text.endswith(".kernel") or Path(text).is_file()
+
+
+def bytes_of(path: str, advice: str = "") -> bytes:
+    """The content of a kernel's file.
+
+    Raises:
+        InputError: where it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"the kernel file {path} cannot be read: {error}{advice}") from error

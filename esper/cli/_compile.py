@@ -1,0 +1,186 @@
+"""`esper kernels compile`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esper.cli._arguments import DEFAULT_LIBRARY, LibraryFolder, blueprint_of, signature_of
+from esper.cli._arguments import progress as progress_bar
+from esper.cli._console import Trace, err, errors, out, say
+from esper.errors import EsperError, InputError
+
+if TYPE_CHECKING:
+    from esper.contracts import KernelSignature
+    from esper.tezzeret import BlueprintIR, CompileJob, CompileOutcome
+    from esper.urza import Library
+
+
+def compile_kernels(
+    blueprints: Annotated[
+        list[str] | None,
+        typer.Argument(help="Blueprints: names of Esper's own, or YAML or JSON files."),
+    ] = None,
+    in_features: Annotated[
+        int | None, typer.Option("--in", min=1, max=1 << 20, help="Features of the input.")
+    ] = None,
+    out_features: Annotated[
+        int | None, typer.Option("--out", min=1, max=1 << 20, help="Features of the output.")
+    ] = None,
+    signature: Annotated[
+        list[str] | None,
+        typer.Option(help="Shapes and dtype, such as '3x32x32->8x16x16 bfloat16'; repeatable."),
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="A named size, such as 'width=16'; repeatable.")
+    ] = None,
+    library: LibraryFolder = DEFAULT_LIBRARY,
+    init_seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first parameters.")
+    ] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=10_000, help="How many kernels, with seeds from there on.")
+    ] = 1,
+    again: Annotated[
+        list[str] | None,
+        typer.Option(help="Compile a kernel's blueprint anew with the libraries of today."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, max=64, help="Processes that compile; 0 for this one."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Time each kernel here, and keep that beside it.")
+    ] = False,
+    traceback: Trace = False,
+) -> None:
+    """Compile blueprints for signatures and keep the kernels in the library.
+
+    Prints the id of each, one a line.
+    """
+    with errors(traceback):
+        from esper.urza import Library
+
+        store = Library(library)
+        jobs = _asked(blueprints or [], in_features, out_features, signature or [])
+        given = dict(_size(text) for text in size or [])
+        jobs = [
+            _job(blueprint, each, given, init_seed + i)
+            for blueprint, each in jobs
+            for i in range(seeds)
+        ]
+        jobs += [_anew(store, kernel_id) for kernel_id in again or []]
+        if not jobs:
+            raise InputError(
+                "say what to compile: a blueprint with --in and --out or --signature, or --again"
+                " with the id of a kernel"
+            )
+        failures = _compile(store, jobs, workers, measure)
+        if failures:
+            for _, error in failures:
+                say(err, "red", str(error))
+            raise typer.Exit(2 if all(isinstance(e, InputError) for _, e in failures) else 1)
+
+
+def _asked(
+    names: list[str], inputs: int | None, outputs: int | None, texts: list[str]
+) -> list[tuple["BlueprintIR", "KernelSignature"]]:
+    from esper.contracts import KernelSignature
+
+    if (inputs is None) != (outputs is None):
+        raise InputError("--in and --out go together")
+    signatures = [signature_of(text) for text in texts]
+    if inputs is not None and outputs is not None:
+        signatures.append(KernelSignature(input_shape=(inputs,), output_shape=(outputs,)))
+    if bool(names) != bool(signatures):
+        missing = "--in and --out, or --signature" if names else "a blueprint"
+        raise InputError(f"say for what to compile: {missing} is missing")
+    blueprints = [blueprint_of(name) for name in names]
+    return [(blueprint, each) for blueprint in blueprints for each in signatures]
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, equals, value = text.partition("=")
+    if not equals or not value.isdecimal():
+        raise InputError(f"--size takes a name and a number, such as 'width=16'; got {text!r}")
+    return name, int(value)
+
+
+def _job(
+    blueprint: "BlueprintIR", signature: "KernelSignature", sizes: dict[str, int], seed: int
+) -> "CompileJob":
+    from esper.tezzeret import CompileJob
+
+    return CompileJob(blueprint, signature, sizes, seed)
+
+
+def _anew(store: "Library", kernel_id: str) -> "CompileJob":
+    from esper.tezzeret import recompile_job
+
+    return recompile_job(store.get(store.full_id(kernel_id)))
+
+
+def _compile(
+    store: "Library", jobs: list["CompileJob"], workers: int | None, measure: bool
+) -> list[tuple["CompileJob", EsperError]]:
+    """Compile what the library has not, print what there is, and give the failures."""
+    from esper.tezzeret import CompilePool, kernel_recipe
+
+    missing: list[CompileJob] = []
+    for job in jobs:
+        recipe = kernel_recipe(
+            job.blueprint,
+            job.signature,
+            sizes=job.sizes,
+            init_seed=job.init_seed,
+            ancestor=job.ancestor,
+        )
+        known = store.find(recipe=recipe)
+        if known:
+            out.print(known[0].kernel_id, highlight=False, soft_wrap=True)
+        else:
+            missing.append(job)
+    failures: list[tuple[CompileJob, EsperError]] = []
+    count = min(len(missing), 2) if workers is None and len(missing) > 1 else workers or 0
+
+    def keep(outcome: "CompileOutcome") -> None:
+        if outcome.artifact is None or outcome.error is not None:
+            failures.append((outcome.job, outcome.error or EsperError("no kernel came of it")))
+            return
+        out.print(store.put(outcome.artifact), highlight=False, soft_wrap=True)
+        for measurement in outcome.measurements:
+            store.record_measurement(measurement)
+
+    with progress_bar() as progress:
+        bar = progress.add_task("compiling", total=len(missing))
+        if not count:
+            for job in missing:
+                keep(_compile_here(job, measure))
+                progress.advance(bar)
+        else:
+            backends = ("jax", "torch") if measure else ()
+            with CompilePool(count, measure=backends) as pool:
+                for outcome in pool.compile(missing):
+                    keep(outcome)
+                    progress.advance(bar)
+    return failures
+
+
+def _compile_here(job: "CompileJob", measure: bool) -> "CompileOutcome":
+    from esper.execution import RealKernelExecutor
+    from esper.tezzeret import CompileOutcome, compile_blueprint
+
+    try:
+        artifact = compile_blueprint(
+            job.blueprint,
+            job.signature,
+            sizes=job.sizes,
+            init_seed=job.init_seed,
+            ancestor=job.ancestor,
+        )
+    except EsperError as error:
+        return CompileOutcome(job, error=error)
+    measurements = [
+        RealKernelExecutor(backend=backend).profile(artifact).to_dict()
+        for backend in (("jax", "torch") if measure else ())
+    ]
+    return CompileOutcome(job, artifact, measurements=tuple(measurements))
