@@ -10,10 +10,11 @@ from rich.table import Table
 from esper.cli._arguments import DEFAULT_LIBRARY, LibraryFolder, bytes_of, is_file_of_kernel
 from esper.cli._arguments import progress as progress_bar
 from esper.cli._console import Trace, err, errors, out, say
-from esper.errors import ArtifactError, KernelNotFoundError
+from esper.errors import ArtifactError, EsperError, InputError, KernelNotFoundError
 
 if TYPE_CHECKING:
-    from esper.artifacts import Verdict
+    from esper.artifacts import Artifact, Verdict
+    from esper.urza import Library
 
 
 def verify(
@@ -87,31 +88,47 @@ def fetch(
 ) -> None:
     """Verify kernels from elsewhere, and keep those that are accepted. Prints their ids."""
     with errors(traceback):
-        from esper.artifacts import read_artifact
-        from esper.artifacts import verify as verify_kernel
         from esper.urza import Library
 
         origin = None if source is None else Library(source, create=False)
-        refused: list[str] = []
+        failures: list[EsperError] = []
         store = Library(library)
         with progress_bar() as progress:
             bar = progress.add_task("fetching", total=len(kernels))
             for kernel in kernels:
-                if origin is None or Path(kernel).is_file():
-                    data = bytes_of(kernel, _ADVICE)
-                else:
-                    data = origin.read_bytes(origin.full_id(kernel))
-                verdict = verify_kernel(data)
-                if verdict.accepted:
-                    kept = store.put(read_artifact(data))
+                try:
+                    kept = store.put(_accepted(kernel, origin))
                     out.print(kept, highlight=False, soft_wrap=True)
-                else:
-                    refused.append(f"{kernel} is refused: {verdict.reason}")
+                except EsperError as error:
+                    failures.append(error)
                 progress.advance(bar)
-        for text in refused:
-            say(err, "red", text)
-        if refused:
-            raise typer.Exit(1)
+        for failure in failures:
+            say(err, "red", str(failure))
+        if failures:
+            raise typer.Exit(2 if all(isinstance(f, InputError) for f in failures) else 1)
+
+
+def _accepted(kernel: str, origin: "Library | None") -> "Artifact":
+    """A kernel of a file or of another library, once it was verified.
+
+    Raises:
+        InputError: where it cannot be read.
+        ArtifactError: where it is refused.
+    """
+    from esper.artifacts import read_artifact
+    from esper.artifacts import verify as verify_kernel
+
+    asked = None
+    if origin is None or is_file_of_kernel(kernel):
+        data = bytes_of(kernel, _ADVICE)
+    else:
+        asked = origin.full_id(kernel)
+        data = origin.read_bytes(asked)
+    verdict = verify_kernel(data)
+    if not verdict.accepted:
+        raise ArtifactError(f"{kernel} is refused: {verdict.reason}")
+    # Under its id, another kernel may lie there.
+    return read_artifact(data, expected_id=asked)
 
 
 def prune(

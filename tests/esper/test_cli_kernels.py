@@ -142,6 +142,17 @@ def test_fetch_verifies_and_keeps_kernels_of_another_library(kept, tmp_path):
     mine = Library(tmp_path / "mine", create=False)
     for row in rows:
         assert mine.read_bytes(row.kernel_id) == store.read_bytes(row.kernel_id)
+    # Another kernel's bytes under an id are refused, and the rest is fetched.
+    shutil.copytree(kept / "library", tmp_path / "theirs")
+    first, second = (
+        tmp_path / "theirs" / "kernels" / row.kernel_id[:2] / f"{row.kernel_id}.kernel"
+        for row in rows
+    )
+    first.write_bytes(second.read_bytes())
+    done = esper("kernels", "fetch", rows[0].kernel_id, rows[1].kernel_id, "--from", "theirs",
+                 "--library", "fetched", cwd=tmp_path, check=1)  # fmt: skip
+    assert f"kernel {rows[0].kernel_id[:12]} is damaged" in done.stderr
+    assert ids(done.stdout) == [rows[1].kernel_id]
     # What is refused is not kept, and the rest is.
     hostile = tmp_path / "hostile.kernel"
     hostile.write_bytes(store.read_bytes(rows[0].kernel_id)[:-40])
