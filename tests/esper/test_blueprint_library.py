@@ -20,7 +20,7 @@ from esper.tezzeret import (
     native_program,
     resolve,
 )
-from esper.tezzeret._parity import run_jax, run_torch
+from esper.tezzeret._parity import BATCHES, run_jax, run_torch
 from esper_functional import difference
 from tests.esper.claims import CLAIMS, claimed
 
@@ -43,8 +43,8 @@ def test_contract(name, signature):
     assert dtype.name == signature.dtype
 
     # Birth: its effect is as claimed, and it can learn.
-    x = _drawn(random, (3, *signature.input_shape), dtype)
-    cotangent = _drawn(random, (3, *signature.output_shape), dtype)
+    x = _drawn(random, (32, *signature.input_shape), dtype)
+    cotangent = _drawn(random, (32, *signature.output_shape), dtype)
     born = run_jax(exported, artifact.params, x, cotangent)
     output = born["output"]
     assert np.isfinite(output.astype(np.float32)).all()
@@ -56,19 +56,18 @@ def test_contract(name, signature):
         assert output.any()
     assert any(born[f"gradient of {parameter}"].any() for parameter in artifact.params)
 
-    # Both programs agree, forward and in every gradient, whatever the batch.
+    # Both programs agree, forward and in every gradient, at a third batch size: the compiler, whose
+    # gate ran what it had written, has held them against each other at 1 and 7.
     params = {
         spec.name: _drawn(random, spec.shape, dtype, spec.fan_in**-0.5) for spec in graph.parameters
     }
-    for batch in (1, 3, 32):
-        x = _drawn(random, (batch, *signature.input_shape), dtype)
-        cotangent = _drawn(random, (batch, *signature.output_shape), dtype)
-        ours = run_jax(exported, params, x, cotangent)
-        theirs = run_torch(scripted, params, x, cotangent)
-        assert ours.keys() == theirs.keys()
-        for what, value in ours.items():
-            gap = difference(theirs[what], value)
-            assert gap.within, f"{what} at batch {batch}: {gap}"
+    assert BATCHES == (1, 7)
+    ours = run_jax(exported, params, x, cotangent)
+    theirs = run_torch(scripted, params, x, cotangent)
+    assert ours.keys() == theirs.keys()
+    for what, value in ours.items():
+        gap = difference(theirs[what], value)
+        assert gap.within, f"{what}: {gap}"
 
     # The round trip is the identity, and compiling again gives the same bytes.
     again = read_artifact(artifact.data, artifact.kernel_id)

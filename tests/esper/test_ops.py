@@ -110,7 +110,7 @@ def test_both_programs_are_one_function(node, shape, dtype):
         p.name: (random.standard_normal(p.shape) * p.fan_in**-0.5).astype(kind)
         for p in graph.parameters
     }
-    for batch in (1, 3, 32):
+    for batch in (1, 32) if dtype == "float32" else (3,):
         count = batch * int(np.prod(shape))
         # No two values are equal, also in bfloat16, where each step is 2^-7: of two maxima it
         # is open which one gets the gradient.

