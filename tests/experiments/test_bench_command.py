@@ -22,6 +22,7 @@ from experiments.bench import (
     state,
     trust,
 )
+from experiments.bench import compile as compile_bench
 from experiments.bench.__main__ import BENCHMARKS, main, start_process
 from experiments.bench._command import Benchmark, parse, run
 from experiments.bench._paired import Sampling
@@ -29,7 +30,7 @@ from experiments.bench._results import Figure, Results
 
 MODULES = {"active": active, "dormant": dormant, "graft": graft}
 MODULES |= {"population": population, "pytorch": pytorch, "state": state}
-MODULES |= {"cache": cache, "executor": executor, "trust": trust}
+MODULES |= {"cache": cache, "compile": compile_bench, "executor": executor, "trust": trust}
 
 
 @dataclasses.dataclass(frozen=True)
