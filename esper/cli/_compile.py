@@ -60,7 +60,6 @@ def compile_kernels(
     with errors(traceback):
         from esper.urza import Library
 
-        store = Library(library)
         jobs = _asked(blueprints or [], in_features, out_features, signature or [])
         given = dict(_size(text) for text in size or [])
         jobs = [
@@ -68,12 +67,14 @@ def compile_kernels(
             for blueprint, each in jobs
             for i in range(seeds)
         ]
-        jobs += [_anew(store, kernel_id) for kernel_id in again or []]
-        if not jobs:
+        if not jobs and not again:
             raise InputError(
                 "say what to compile: a blueprint with --in and --out or --signature, or --again"
                 " with the id of a kernel"
             )
+        # Only now: what was asked wrongly leaves no folder behind.
+        store = Library(library, create=not again)
+        jobs += [_anew(store, kernel_id) for kernel_id in again or []]
         failures = _compile(store, jobs, workers, measure)
         if failures:
             for _, error in failures:

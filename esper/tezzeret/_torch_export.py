@@ -225,7 +225,8 @@ class _Reader:
         if name == "to":
             dtype = self._argument(dtype_of(node), "torch.to")
             return self._call("to", {"self": self._ref(first), "dtype": dtype})
-        return self._call(name, completed(name, self._arguments(node, name)))
+        shape = shape_of(first) if name == "slice" else ()
+        return self._call(name, completed(name, self._arguments(node, name), shape))
 
     def _arguments(self, node: Any, name: str) -> dict[str, Value]:
         """By name, in the schema's order, with its defaults."""

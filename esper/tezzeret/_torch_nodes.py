@@ -77,8 +77,15 @@ def dtype_of(node: Any) -> Any:
     return node.meta["val"].dtype
 
 
-def completed(name: str, arguments: dict[str, Value]) -> dict[str, Value]:
-    """Arguments that a renamed operation, or an empty list, leaves open."""
+def completed(name: str, arguments: dict[str, Value], shape: tuple[Any, ...]) -> dict[str, Value]:
+    """Arguments that a renamed operation, or an empty list, leaves open; `shape` is the input's."""
+    if name == "slice":
+        axis, end = arguments["dim"], arguments["end"]
+        size = shape[axis] if isinstance(axis, int) else None
+        # To the end of an axis is written as the greatest number there is, which no scan allows.
+        if isinstance(size, int) and isinstance(end, int):
+            arguments["end"] = min(end, size)
+        return arguments
     if name == "batch_norm":
         last = {key: arguments.pop(key) for key in ("momentum", "eps")}
         return arguments | {"training": False} | last | {"cudnn_enabled": False}

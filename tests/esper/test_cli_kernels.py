@@ -251,7 +251,7 @@ def test_a_batch_in_which_one_fails_keeps_the_rest(tmp_path):
             "such as 'width=16'",
         ),
         (["compile", "none.yaml", "--in", "3", "--out", "4"], "none.yaml cannot be read"),
-        (["compile", "--again", "abc"], "holds no kernel abc"),
+        (["compile", "--again", "abc"], "there is no library in"),
         (["list", "--library", "none"], "there is no library in"),
         (["show", "gated"], "--signature is missing"),
         (["show", "gone.kernel"], "gone.kernel cannot be read"),
