@@ -161,6 +161,8 @@ def measure_throughput(results: Results, settings: "Settings") -> None:
     taken: dict[str, dict[str, list[Batch]]] = {name: {} for name in wanted}
     with compiling_anew(), contextlib.ExitStack() as stack:
         here = "in this process"
+        # What this process has compiled before is no part of it.
+        _compile._programs.cache_clear()
         variants: dict[str, Callable[[list[CompileJob]], Batch]] = {here: compiled_here}
         if wanted[distinct] or wanted[seeded]:
             compiled_here(distinct_jobs(settings, settings.rounds))

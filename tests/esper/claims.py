@@ -19,8 +19,10 @@ def claimed(name: str, dtype: str = "float32") -> list[KernelSignature]:
     return [s for s in signatures if blueprint.fits == "any" or s.input_shape == s.output_shape]
 
 
+# Compiling takes seconds: three signatures in float32, of all kinds that a blueprint takes, and one
+# in bfloat16.
 CLAIMS = [
     (name, signature)
     for name in blueprint_names()
-    for signature in (*claimed(name), *claimed(name, "bfloat16")[::2])
+    for signature in (*claimed(name)[:3], claimed(name, "bfloat16")[-1])
 ]

@@ -110,23 +110,21 @@ def test_both_programs_are_one_function(node, shape, dtype):
         p.name: (random.standard_normal(p.shape) * p.fan_in**-0.5).astype(kind)
         for p in graph.parameters
     }
-    for batch in (1, 32) if dtype == "float32" else (3,):
-        count = batch * int(np.prod(shape))
-        # No two values are equal, also in bfloat16, where each step is 2^-7: of two maxima it
-        # is open which one gets the gradient.
-        steps = np.arange(count) % 250 - 125
-        x = random.permuted((steps / 32).astype(np.float32)).astype(kind).reshape(batch, *shape)
-        if "max_pool" not in node:
-            x = random.standard_normal((batch, *shape)).astype(kind)
-        elif count > 250:
-            continue
-        cotangent = random.standard_normal((batch, *graph.signature.output_shape)).astype(kind)
-        ours = run_jax(jax_program(graph), params, x, cotangent)
-        theirs = run_torch(torch_program(graph), params, x, cotangent)
-        assert ours["output"].shape == cotangent.shape
-        for what, value in ours.items():
-            gap = difference(theirs[what], value)
-            assert gap.within, f"{what} at batch {batch}: {gap}"
+    pools = "max_pool" in node
+    batch = 2 if pools else 7
+    x = random.standard_normal((batch, *shape)).astype(kind)
+    if pools:
+        # No two values are equal, also in bfloat16: of two maxima it is open which one gets the
+        # gradient.
+        assert x.size <= 250
+        x = random.permuted(np.arange(x.size) / 32 - 3).astype(kind).reshape(x.shape)
+    cotangent = random.standard_normal((batch, *graph.signature.output_shape)).astype(kind)
+    ours = run_jax(jax_program(graph), params, x, cotangent)
+    theirs = run_torch(torch_program(graph), params, x, cotangent)
+    assert ours["output"].shape == cotangent.shape
+    for what, value in ours.items():
+        gap = difference(theirs[what], value)
+        assert gap.within, f"{what}: {gap}"
 
 
 @pytest.mark.parametrize(("node", "shape"), CASES, ids=[f"{n} {s}" for n, s in CASES])
