@@ -14,6 +14,16 @@ _CACHE = os.environ.setdefault("ESPER_CACHE_DIR", tempfile.mkdtemp(prefix="esper
 if _CACHE.startswith(tempfile.gettempdir()):
     atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
+# Most tests compile, few run what they compiled twice: machine code that is not optimised halves
+# their time, and the programs are the same to the last HLO instruction. Laws that are exact to the
+# bit are tried with the compiler as users have it too: test_default_compiler.py.
+QUICK_XLA = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"
+)
+if jax.__version_info__[:2] == (0, 10):  # XLA aborts the process for a flag that it does not know
+    os.environ.setdefault("XLA_FLAGS", QUICK_XLA)
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "allow")
 
@@ -24,8 +34,12 @@ settings.register_profile("thorough", max_examples=200, **_COMMON)
 settings.load_profile("esper")
 
 
-def pytest_report_header() -> str:
-    return "seeds: fixed (hypothesis derandomised, numpy and jax keys written in the tests)"
+def pytest_report_header() -> list[str]:
+    compiler = os.environ.get("XLA_FLAGS") or "as users have it"
+    return [
+        "seeds: fixed (hypothesis derandomised, numpy and jax keys written in the tests)",
+        f"XLA: {compiler}",
+    ]
 
 
 @pytest.fixture(autouse=True, scope="session")

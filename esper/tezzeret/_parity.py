@@ -37,7 +37,7 @@ class Checked(Protocol):
         ...
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _outputs_and_gradients(program: Any) -> Any:
     def outputs(params: Any, x: Any, cotangent: Any) -> Any:
         y, pull_back = jax.vjp(program, params, x)
