@@ -1,6 +1,6 @@
 """Kernel artifacts: their format, their checks, and the programs inside."""
 
-from esper.artifacts._artifact import Artifact, read_artifact, write_artifact
+from esper.artifacts._artifact import Artifact, read_artifact, rewrite_artifact, write_artifact
 from esper.artifacts._cost import Cost
 from esper.artifacts._scan import scan
 from esper.artifacts._stablehlo import load as load_stablehlo
@@ -31,6 +31,7 @@ __all__ = [
     "normalise_torchscript",
     "programs_digest",
     "read_artifact",
+    "rewrite_artifact",
     "scan",
     "scan_stablehlo",
     "scan_torchscript",

@@ -8,7 +8,7 @@ ever unpickled, and no program runs before it was scanned.
 import dataclasses
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -97,6 +97,41 @@ def write_artifact(
     )
     text = json.dumps(manifest.model_dump(mode="json"), sort_keys=True, indent=1).encode()
     return read_artifact(write_archive({**content, _MANIFEST: text}))
+
+
+def rewrite_artifact(artifact: Artifact, **changed: Any) -> Artifact:
+    """The artifact with other parts, and a manifest that agrees with them.
+
+    Its parameters after training, say, as a kernel of its own. What was promised of the old parts,
+    that it is born zero for one, is not looked at again: change `birth` where it changed.
+
+    Args:
+        artifact: what all other parts are taken from.
+        changed: parts by their names in `write_artifact`.
+
+    Raises:
+        ArtifactError: for parts that are no artifact together.
+        TypeError: for a name that is none of them.
+    """
+    m = artifact.manifest
+    parts = {
+        "blueprint_name": m.blueprint,
+        "recipe": m.recipe,
+        "blueprint": artifact.blueprint,
+        "signature": m.signature,
+        "sizes": m.sizes,
+        "birth": m.birth,
+        "confidence": m.confidence,
+        "init_seed": m.init_seed,
+        "params": artifact.params,
+        "stablehlo": artifact.stablehlo,
+        "torchscript": artifact.torchscript,
+        "versions": m.versions,
+        "origin": m.origin,
+        "vjp_order": m.vjp_order,
+        "ancestor": m.ancestor,
+    }
+    return write_artifact(**(parts | changed))
 
 
 def read_artifact(data: bytes, expected_id: str | None = None) -> Artifact:

@@ -50,8 +50,16 @@ def scan_program(artifact: Artifact) -> Cost:
             if found.get(name) != expected.get(name)
         )
         raise ArtifactError(f"its StableHLO contradicts its manifest: {'; '.join(odd)[:1000]}")
-    if not exported.has_vjp():
+    order, last = 0, exported
+    while last.has_vjp():
+        order, last = order + 1, last.vjp()
+    if order == 0:
         raise ArtifactError("its StableHLO has no VJP, and could not be trained")
+    if order < artifact.manifest.vjp_order:
+        raise ArtifactError(
+            f"its StableHLO contradicts its manifest: it has VJPs of order {order}, the manifest"
+            f" promises {artifact.manifest.vjp_order}"
+        )
     return cost
 
 

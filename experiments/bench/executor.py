@@ -59,19 +59,14 @@ def artifacts(settings: Settings, features: int) -> list[Any]:
 
 def with_random_params(artifact: Any, seed: int) -> Any:
     """The same programs with other parameters: an artifact of its own."""
-    from esper.artifacts import write_artifact
+    from esper.artifacts import rewrite_artifact
 
-    random, m = np.random.default_rng(seed), artifact.manifest
+    random = np.random.default_rng(seed)
     params = {
         name: random.normal(scale=p.shape[-1] ** -0.5, size=p.shape).astype(np.float32)
         for name, p in artifact.params.items()
     }
-    return write_artifact(
-        blueprint_name=m.blueprint, recipe=m.recipe, blueprint=artifact.blueprint,
-        signature=m.signature, sizes=m.sizes, birth=m.birth, confidence=m.confidence,
-        init_seed=m.init_seed, params=params, stablehlo=artifact.stablehlo,
-        torchscript=artifact.torchscript, versions=m.versions,
-    )  # fmt: skip
+    return rewrite_artifact(artifact, params=params)
 
 
 def trusting(**options: Any) -> Any:

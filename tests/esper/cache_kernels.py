@@ -5,31 +5,23 @@ import threading
 
 import numpy as np
 
-from esper.artifacts import Artifact, write_artifact
+from esper.artifacts import Artifact, rewrite_artifact
 from esper.errors import KernelNotFoundError, LibraryError
 
 
 def variant(artifact: Artifact, number: int, *, padding: int = 0, torch: bool = True) -> Artifact:
     """The same programs with other parameters; `padding` makes the file so much longer."""
-    manifest = artifact.manifest
     random = np.random.default_rng(number)
-    return write_artifact(
-        blueprint_name=manifest.blueprint,
-        recipe=manifest.recipe,
+    return rewrite_artifact(
+        artifact,
         # Space at its end changes nothing that a blueprint says.
         blueprint=artifact.blueprint + b" " * padding,
-        signature=manifest.signature,
-        sizes=manifest.sizes,
-        birth=manifest.birth,
-        confidence=manifest.confidence,
         init_seed=number,
         params={
             name: random.standard_normal(p.shape).astype(p.dtype)
             for name, p in artifact.params.items()
         },
-        stablehlo=artifact.stablehlo,
         torchscript=artifact.torchscript if torch else None,
-        versions=manifest.versions,
     )
 
 

@@ -17,32 +17,8 @@ from jax.interpreters import mlir
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
-from esper.artifacts import Artifact, write_artifact
+from esper.artifacts import Artifact
 from esper.artifacts._archive import read_archive, write_archive
-
-
-def parts(artifact: Artifact) -> dict[str, Any]:
-    """What `write_artifact` makes it of again."""
-    m = artifact.manifest
-    return {
-        "blueprint_name": m.blueprint,
-        "recipe": m.recipe,
-        "blueprint": artifact.blueprint,
-        "signature": m.signature,
-        "sizes": m.sizes,
-        "birth": m.birth,
-        "confidence": m.confidence,
-        "init_seed": m.init_seed,
-        "params": artifact.params,
-        "stablehlo": artifact.stablehlo,
-        "torchscript": artifact.torchscript,
-        "versions": m.versions,
-    }
-
-
-def rewritten(artifact: Artifact, **changed: Any) -> Artifact:
-    """With other parts, and honest digests of them."""
-    return write_artifact(**(parts(artifact) | changed))
 
 
 def members_of(data: bytes) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from esper.artifacts import (
     VerdictStore,
     load_stablehlo,
     read_artifact,
+    rewrite_artifact,
     scan,
     scan_stablehlo,
     scan_torchscript,
@@ -189,14 +190,22 @@ def test_manifests_that_lie_about_programs(artifact: Artifact, change: Any, mess
         scan(read_artifact(hostile.lying(artifact, change)))
 
 
+def test_a_manifest_that_promises_more_derivatives_than_there_are(artifact: Artifact):
+    assert artifact.manifest.vjp_order == 2
+    first_only = load_stablehlo(artifact.stablehlo).serialize(vjp_order=1)
+    with pytest.raises(ArtifactError, match="VJPs of order 1, the manifest promises 2"):
+        scan(rewrite_artifact(artifact, stablehlo=bytes(first_only)))
+    scan(rewrite_artifact(artifact, stablehlo=bytes(first_only), vjp_order=1))
+
+
 def test_programs_of_another_kernel(artifact: Artifact):
     other = hostile.exported(lambda _, x: x)
-    swapped = hostile.rewritten(artifact, stablehlo=bytes(other.serialize(vjp_order=1)))
+    swapped = rewrite_artifact(artifact, stablehlo=bytes(other.serialize(vjp_order=1)))
     with pytest.raises(ArtifactError, match="StableHLO contradicts its manifest: .*parameter"):
         scan(swapped)
     odd = hostile.torchscript("return x")
     with pytest.raises(ArtifactError, match="its TorchScript takes 1 tensors, its manifest says 7"):
-        scan(hostile.rewritten(artifact, torchscript=odd))
+        scan(rewrite_artifact(artifact, torchscript=odd))
 
 
 def test_a_program_that_could_not_be_trained():
@@ -318,7 +327,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_file_with_a_native_callback_is_refused_and_nobody_dies(
     artifact: Artifact, verdicts: VerdictStore
 ):
-    hidden = hostile.rewritten(artifact, stablehlo=hostile.crafted(hostile.CALLBACK, as_vjp=1))
+    hidden = rewrite_artifact(artifact, stablehlo=hostile.crafted(hostile.CALLBACK, as_vjp=1))
     verdict = verify(hidden.data, verdicts=verdicts)
     assert not verdict.accepted
     assert "custom target 'xla_ffi_python_cpu_callback'" in verdict.reason
@@ -333,7 +342,7 @@ def test_a_flatbuffer_that_is_a_bomb_goes_off_in_the_child(
     with pytest.raises(ArtifactError, match="its StableHLO"):
         scan_stablehlo(hostile.flatbuffer_bomb(4))
     verdict = verify(
-        hostile.rewritten(artifact, stablehlo=bomb).data,
+        rewrite_artifact(artifact, stablehlo=bomb).data,
         verdicts=verdicts,
         limits=Limits(wall_seconds=60, cpu_seconds=5, memory_bytes=512 << 20),
     )
@@ -348,7 +357,7 @@ def test_malformed_flatbuffers_all_the_way(artifact: Artifact, verdicts: Verdict
         "ones": b"\xff" * 5000,
         "cut": artifact.stablehlo[:-3000],
     }[kind]
-    verdict = verify(hostile.rewritten(artifact, stablehlo=program).data, verdicts=verdicts)
+    verdict = verify(rewrite_artifact(artifact, stablehlo=program).data, verdicts=verdicts)
     assert not verdict.accepted
     assert "its StableHLO" in verdict.reason or "died by" in verdict.reason, verdict
 
@@ -356,7 +365,7 @@ def test_malformed_flatbuffers_all_the_way(artifact: Artifact, verdicts: Verdict
 def test_torchscript_is_refused_before_any_child_is_started(
     artifact: Artifact, verdicts: VerdictStore
 ):
-    odd = hostile.rewritten(
+    odd = rewrite_artifact(
         artifact, torchscript=hostile.torchscript("return torch.from_file('a', False, 3)")
     )
     verdict = verify(odd.data, verdicts=verdicts)
@@ -372,7 +381,7 @@ def test_programs_that_disagree(artifact: Artifact, verdicts: VerdictStore):
     code = members["kernel/code/__torch__.py"]
     assert b"torch.gelu(v_up)" in code
     other = code.replace(b"torch.gelu(v_up)", b"torch.tanh(v_up)")
-    changed = hostile.rewritten(
+    changed = rewrite_artifact(
         artifact, torchscript=write_archive(members | {"kernel/code/__torch__.py": other})
     )
     verdict = verify(changed.data, verdicts=verdicts)
@@ -383,7 +392,7 @@ def test_programs_that_disagree(artifact: Artifact, verdicts: VerdictStore):
 def test_a_blueprint_that_is_not_that_of_the_programs(artifact: Artifact, verdicts: VerdictStore):
     # The native route, and jax under vmap, would run what the blueprint says.
     assert b"gelu" in artifact.blueprint
-    changed = hostile.rewritten(artifact, blueprint=artifact.blueprint.replace(b"gelu", b"tanh"))
+    changed = rewrite_artifact(artifact, blueprint=artifact.blueprint.replace(b"gelu", b"tanh"))
     verdict = verify(changed.data, verdicts=verdicts)
     assert not verdict.accepted
     assert verdict.reason.startswith("blueprint: its StableHLO and its blueprint disagree")
@@ -392,7 +401,7 @@ def test_a_blueprint_that_is_not_that_of_the_programs(artifact: Artifact, verdic
 def test_a_blueprint_that_is_a_bomb(artifact: Artifact, verdicts: VerdictStore):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    changed = hostile.rewritten(artifact, blueprint="\n".join(lines).encode())
+    changed = rewrite_artifact(artifact, blueprint="\n".join(lines).encode())
     verdict = verify(
         changed.data, verdicts=verdicts, limits=Limits(wall_seconds=30, memory_bytes=512 << 20)
     )
@@ -420,7 +429,7 @@ def test_a_cost_that_grows_faster_than_the_batch(artifact: Artifact, verdicts: V
     given = ({n: jax.ShapeDtypeStruct(p.shape, p.dtype) for n, p in artifact.params.items()},
              jax.ShapeDtypeStruct((batch, 2), jnp.float32))  # fmt: skip
     program = export.export(jax.jit(squared), platforms=("cpu", "cuda"))(*given)
-    changed = hostile.rewritten(artifact, stablehlo=serialise_stablehlo(program)[0])
+    changed = rewrite_artifact(artifact, stablehlo=serialise_stablehlo(program)[0])
     verdict = verify(changed.data, verdicts=verdicts)
     assert not verdict.accepted
     assert "more than in proportion" in verdict.reason or "one axis alone" in verdict.reason

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from esper.artifacts import write_artifact
+from esper.artifacts import rewrite_artifact
 from esper.cache import KernelCache, KernelMetadata
 from esper.cache._metadata import describe_artifact, describe_record
 from esper.contracts import KernelSignature
@@ -69,17 +69,9 @@ def test_metadata_is_what_the_library_records_and_more(tmp_path, artifact, squar
 
 
 def test_what_cannot_be_read_is_known_to_run_nowhere(artifact):
-    broken = write_artifact(
-        **{
-            **{
-                name: getattr(artifact.manifest, name)
-                for name in ("recipe", "signature", "sizes", "birth", "confidence", "init_seed")
-            },
-            "blueprint_name": "odd", "blueprint": b"\xff{", "params": artifact.params,
-            "stablehlo": b"no program", "torchscript": None,
-            "versions": artifact.manifest.versions,
-        }
-    )  # fmt: skip
+    broken = rewrite_artifact(
+        artifact, blueprint=b"\xff{", stablehlo=b"no program", torchscript=None
+    )
     cache = KernelCache()
     cache.put(broken)
     known = cache.metadata(broken.kernel_id)

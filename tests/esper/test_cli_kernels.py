@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.artifacts import read_artifact, write_artifact
+from esper.artifacts import read_artifact, rewrite_artifact
 from esper.artifacts._archive import read_archive, write_archive
 from esper.contracts import KernelSignature
 from esper.tezzeret import compile_blueprint, load_blueprint
@@ -187,22 +187,7 @@ def test_prune_says_what_it_would_remove_and_removes_it_when_told(kept, tmp_path
 def test_a_kernel_compiled_anew_replaces_its_ancestor(tmp_path):
     store = Library(tmp_path / "library")
     made = compile_blueprint(load_blueprint("low_rank"), KernelSignature.parse("3->4"))
-    manifest = made.manifest
-    old = write_artifact(
-        blueprint_name=manifest.blueprint,
-        recipe=manifest.recipe,
-        blueprint=made.blueprint,
-        signature=manifest.signature,
-        sizes=manifest.sizes,
-        birth=manifest.birth,
-        confidence=manifest.confidence,
-        init_seed=manifest.init_seed,
-        params=made.params,
-        stablehlo=made.stablehlo,
-        torchscript=made.torchscript,
-        versions={**manifest.versions, "jaxlib": "0.6.1"},
-        vjp_order=manifest.vjp_order,
-    )
+    old = rewrite_artifact(made, versions=made.manifest.versions | {"jaxlib": "0.6.1"})
     store.put(old)
     shown = esper("kernels", "show", old.kernel_id, "--library", "library", cwd=tmp_path, check=0)
     assert "due to be compiled anew" in shown.stdout
@@ -215,7 +200,7 @@ def test_a_kernel_compiled_anew_replaces_its_ancestor(tmp_path):
     (new_id,) = ids(done.stdout)
     new = store.get(new_id)
     assert new.manifest.ancestor == old.kernel_id
-    assert new.manifest.versions == manifest.versions
+    assert new.manifest.versions == made.manifest.versions
     assert new.stablehlo == made.stablehlo
     # fmt: off
     pruned = esper(

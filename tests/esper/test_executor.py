@@ -16,7 +16,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from esper.artifacts import write_artifact
+from esper.artifacts import rewrite_artifact
 from esper.errors import ArtifactError, InputError, KernelExecutionError
 from esper.execution import count_compilations, load_jax_kernel, load_torch_kernel
 from esper.execution._executor import RealKernelExecutor
@@ -36,22 +36,10 @@ def trusting(*args, **options):
     return RealKernelExecutor(*args, **({"trust": lambda _: None} | options))
 
 
-def rewritten(source, **changed):
-    """The artifact with other parts, and a manifest that agrees with them."""
-    m = source.manifest
-    parts = {
-        "blueprint_name": m.blueprint, "recipe": m.recipe, "blueprint": source.blueprint,
-        "signature": m.signature, "sizes": m.sizes, "birth": m.birth, "confidence": m.confidence,
-        "init_seed": m.init_seed, "params": source.params, "stablehlo": source.stablehlo,
-        "torchscript": source.torchscript, "versions": m.versions,
-    }  # fmt: skip
-    return write_artifact(**(parts | changed))
-
-
 def drawn(seed: int, blueprint: str = "bottleneck"):
     """An artifact whose parameters are away from birth; all of a blueprint share programs."""
     source = artifact(blueprint)
-    return rewritten(source, params=random_params(source, seed))
+    return rewrite_artifact(source, params=random_params(source, seed))
 
 
 def batch(backend: str, *lead: int, seed: int = 3) -> Any:
@@ -111,7 +99,7 @@ def test_loading_gives_the_kernel_of_the_backend():
 def test_gradients_pass_through_in_torch(route):
     source = drawn(1)
     if route == "bridge":
-        source = rewritten(source, torchscript=None)
+        source = rewrite_artifact(source, torchscript=None)
     executor = trusting()
     names = list(source.params)
     params = {n: torch.tensor(p).requires_grad_() for n, p in source.params.items()}
@@ -190,7 +178,7 @@ def test_what_is_trained_in_place_is_not_the_artifacts():
 def test_another_kernel_of_the_same_program_compiles_nothing(route):
     backend = "jax" if route == "stablehlo" else "torch"
     change = {} if route == "stablehlo" else {"torchscript": None}
-    kernels = [rewritten(drawn(seed), **change) for seed in range(4)]
+    kernels = [rewrite_artifact(drawn(seed), **change) for seed in range(4)]
     assert len({k.kernel_id for k in kernels}) == 4
     executor = trusting(backend=backend)
     x, other = batch(backend), batch(backend, 9)
@@ -271,7 +259,7 @@ def refuse(source):
 @pytest.mark.parametrize("backend", ROUTES)
 def test_what_is_not_trusted_is_not_loaded(backend):
     # It could not be loaded either: nobody has tried.
-    source = rewritten(drawn(1), torchscript=b"hostile", stablehlo=b"hostile")
+    source = rewrite_artifact(drawn(1), torchscript=b"hostile", stablehlo=b"hostile")
     executor = trusting(backend=backend, trust=refuse)
     for call in (executor.load, partial(executor.execute_kernel, x=batch(backend))):
         with pytest.raises(ArtifactError, match="is refused: it is not trusted"):
@@ -293,7 +281,7 @@ def test_trust_is_asked_for_what_is_new_alone():
 
 def test_what_was_not_compiled_here_is_verified_where_nobody_says_otherwise():
     whole = drawn(1)
-    odd = rewritten(whole, torchscript=whole.torchscript[:-40])
+    odd = rewrite_artifact(whole, torchscript=whole.torchscript[:-40])
     with pytest.raises(ArtifactError, match="is refused: .*TorchScript"):
         RealKernelExecutor().load(odd)
     assert RealKernelExecutor(trust=None).load(odd) is not None
@@ -304,7 +292,7 @@ def test_damaged_torchscript_runs_over_the_bridge_and_an_event_says_so():
     heard = bus.subscribe(Topic.ERROR, Topic.RECOVERY)
     recovery = ErrorRecoveryManager(bus=bus, registry=registry)
     whole = drawn(1)
-    damaged = rewritten(whole, torchscript=whole.torchscript[:-40])
+    damaged = rewrite_artifact(whole, torchscript=whole.torchscript[:-40])
     executor = trusting(recovery=recovery)
     x = batch("torch")
     assert_close(executor.execute_kernel(damaged, x), by_hand(whole, x))
@@ -326,7 +314,7 @@ def test_damaged_torchscript_runs_over_the_bridge_and_an_event_says_so():
 
 @pytest.mark.parametrize("backend", ROUTES)
 def test_an_artifact_without_a_program_that_loads_is_refused(backend):
-    source = rewritten(drawn(1), torchscript=b"no", stablehlo=b"no")
+    source = rewrite_artifact(drawn(1), torchscript=b"no", stablehlo=b"no")
     executor = trusting(backend=backend)
     pattern = "StableHLO cannot be read"
     if backend == "torch":

@@ -16,9 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper.contracts import KernelSignature
 from esper.errors import EsperError
-from esper.execution import PlannedPrograms, count_compilations
+from esper.execution import PlannedPrograms, count_compilations, load_jax_kernel
 from esper.execution._background import COMPILER, SWITCH_INTERVAL, Work
+from esper.tezzeret import compile_blueprint, load_blueprint
 from esper.tolaria import load_task, make_config, make_trainee
 from esper.tolaria._jax_programs import PROGRAMS
 from esper_functional import (
@@ -70,6 +72,13 @@ def planned(state, kernels=KERNELS):
 
 
 ACTIVE, LIVE = planned(grafted_state((0, 0, 0, 0.5)))
+
+
+@pytest.fixture(scope="module")
+def exported():
+    """A kernel of the library that fits the first layer."""
+    signature = KernelSignature(input_shape=(3,), output_shape=(4,))
+    return load_jax_kernel(compile_blueprint(load_blueprint("low_rank"), signature))
 
 
 def instructions(compiled):
@@ -147,6 +156,21 @@ def test_a_life_takes_three_programs_and_a_second_life_none():
         live_once(2, 1)
         assert (programs.compilations, count()) == (3, 3)
     assert [len(own.runs) for own in programs.known] == [0, 1, 1]
+
+
+def test_a_training_step_with_a_kernel_of_the_library_compiles_once(exported):
+    own, live = planned(grafted_state((0, 0, 0, 0.5)), {0: exported})
+    params, step = HOSTS[0], PlannedPrograms(make_step)
+    for _ in range(3):
+        params, live = step(own, params, live, X)
+    assert step.compilations == 1
+    # What it gives is committed to a device, which plain jit takes for another argument.
+    assert jax.tree.leaves(params)[0].committed
+    params, live = jax.device_put((HOSTS[0], live), jax.devices()[0])
+    jitted = jax.jit(make_step(own))
+    for _ in range(3):
+        params, live = jitted(params, live, X)
+    assert jitted._cache_size() == 1
 
 
 def test_compiled_in_the_background_is_the_same_program():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from esper.artifacts import write_artifact
+from esper.artifacts import rewrite_artifact
 from esper.contracts import KernelSignature
 from esper.errors import InputError
 from esper.tezzeret import compile_blueprint, is_due, load_blueprint, recompile
@@ -13,22 +13,11 @@ SIGNATURE = KernelSignature(input_shape=(3,), output_shape=(4,))
 
 def _written_by(jaxlib: str, origin: str = "blueprint"):
     made = compile_blueprint(load_blueprint("gated"), SIGNATURE, sizes={"width": 3}, init_seed=4)
-    manifest = made.manifest
-    return write_artifact(
-        blueprint_name=manifest.blueprint,
-        recipe=manifest.recipe,
-        blueprint=made.blueprint if origin == "blueprint" else None,
-        signature=manifest.signature,
-        sizes=manifest.sizes,
-        birth=manifest.birth,
-        confidence=manifest.confidence,
-        init_seed=manifest.init_seed,
-        params=made.params,
-        stablehlo=made.stablehlo,
-        torchscript=made.torchscript,
-        versions={**manifest.versions, "jaxlib": jaxlib},
+    return rewrite_artifact(
+        made,
+        versions=made.manifest.versions | {"jaxlib": jaxlib},
         origin=origin,
-        vjp_order=manifest.vjp_order,
+        blueprint=made.blueprint if origin == "blueprint" else None,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import esper
-from esper.artifacts import read_artifact, write_artifact
+from esper.artifacts import read_artifact, rewrite_artifact
 from esper.contracts import KernelSignature
 from esper.errors import ArtifactError, InputError
 from esper.execution import load_jax_kernel, load_torch_kernel
@@ -32,21 +32,7 @@ ROUTES = ("torchscript", "native", "bridge")
 
 
 def without_torchscript(whole):
-    manifest = whole.manifest
-    return write_artifact(
-        blueprint_name=manifest.blueprint,
-        recipe=manifest.recipe,
-        blueprint=whole.blueprint,
-        signature=manifest.signature,
-        sizes=manifest.sizes,
-        birth=manifest.birth,
-        confidence=manifest.confidence,
-        init_seed=manifest.init_seed,
-        params=whole.params,
-        stablehlo=whole.stablehlo,
-        torchscript=None,
-        versions=manifest.versions,
-    )
+    return rewrite_artifact(whole, torchscript=None)
 
 
 def grown(route: str, blueprint: str = "gated", blend: str = "convex") -> KasminaLayer:

@@ -17,6 +17,7 @@ from esper.artifacts import (
     is_trusted,
     programs_digest,
     read_artifact,
+    rewrite_artifact,
     trust,
     verify,
     verify_file,
@@ -46,7 +47,7 @@ def sibling(artifact: Artifact, seed: int) -> Artifact:
     params = {
         n: random.standard_normal(p.shape).astype(p.dtype) for n, p in artifact.params.items()
     }
-    return hostile.rewritten(artifact, params=params, init_seed=seed)
+    return rewrite_artifact(artifact, params=params, init_seed=seed)
 
 
 NO_CHILD = Limits(wall_seconds=1e-6)
@@ -105,14 +106,14 @@ def test_what_depends_on_programs_has_another_digest(artifact: Artifact):
     digest = programs_digest(artifact)
     assert programs_digest(sibling(artifact, 1)) == digest
     others = [
-        hostile.rewritten(artifact, torchscript=None),
-        hostile.rewritten(artifact, stablehlo=artifact.stablehlo + b"\0"),
-        hostile.rewritten(artifact, blueprint=artifact.blueprint + b"\n"),
-        hostile.rewritten(artifact, sizes={"width": 9}),
-        hostile.rewritten(
+        rewrite_artifact(artifact, torchscript=None),
+        rewrite_artifact(artifact, stablehlo=artifact.stablehlo + b"\0"),
+        rewrite_artifact(artifact, blueprint=artifact.blueprint + b"\n"),
+        rewrite_artifact(artifact, sizes={"width": 9}),
+        rewrite_artifact(
             artifact, params={n: p.astype(np.float64) for n, p in artifact.params.items()}
         ),
-        hostile.rewritten(artifact, params=dict(reversed(artifact.params.items()))),
+        rewrite_artifact(artifact, params=dict(reversed(artifact.params.items()))),
     ]
     digests = [programs_digest(other) for other in others]
     assert len({digest, *digests}) == 1 + len(others)
@@ -136,7 +137,7 @@ def test_other_versions_make_other_digests(artifact: Artifact, monkeypatch: pyte
 def test_without_torchscript_the_other_program_is_run_alone(
     artifact: Artifact, verdicts: VerdictStore
 ):
-    verdict = verify(hostile.rewritten(artifact, torchscript=None), verdicts=verdicts)
+    verdict = verify(rewrite_artifact(artifact, torchscript=None), verdicts=verdicts)
     assert verdict.accepted, verdict.reason
     found = {check.name: check for check in verdict.checks}
     assert found["torchscript"].outcome == "skipped"
@@ -146,14 +147,14 @@ def test_without_torchscript_the_other_program_is_run_alone(
 
 
 def test_a_blueprint_that_is_no_graph_is_refused(artifact: Artifact, verdicts: VerdictStore):
-    verdict = verify(hostile.rewritten(artifact, blueprint=b"{}").data, verdicts=verdicts)
+    verdict = verify(rewrite_artifact(artifact, blueprint=b"{}").data, verdicts=verdicts)
     assert not verdict.accepted
     assert "nothing can be built of it" in verdict.reason
 
 
 def test_parameters_that_are_not_finite_are_noted(artifact: Artifact, verdicts: VerdictStore):
     params = {n: np.full_like(p, np.nan) for n, p in artifact.params.items()}
-    verdict = verify(hostile.rewritten(artifact, params=params), verdicts=verdicts)
+    verdict = verify(rewrite_artifact(artifact, params=params), verdicts=verdicts)
     assert verdict.accepted, verdict.reason
     found = {check.name: check for check in verdict.checks}
     assert found["finite"].outcome == "noted"
@@ -172,7 +173,7 @@ def test_a_limit_refuses_for_now_and_is_not_remembered(artifact: Artifact, verdi
 
 
 def test_a_refusal_is_remembered(artifact: Artifact, verdicts: VerdictStore):
-    odd = hostile.rewritten(artifact, stablehlo=hostile.crafted(hostile.SORT, as_vjp=1))
+    odd = rewrite_artifact(artifact, stablehlo=hostile.crafted(hostile.SORT, as_vjp=1))
     first = verify(odd, verdicts=verdicts)
     assert not first.accepted
     second = verify(odd, verdicts=verdicts, limits=NO_CHILD)
@@ -249,7 +250,7 @@ def test_what_was_compiled_here_is_trusted(artifact: Artifact, verdicts: Verdict
     ensure_trusted(artifact, verdicts, limits=NO_CHILD)
     # With all that share its programs, and with nothing else.
     ensure_trusted(sibling(artifact, 3), verdicts, limits=NO_CHILD)
-    assert not is_trusted(hostile.rewritten(artifact, torchscript=None))
+    assert not is_trusted(rewrite_artifact(artifact, torchscript=None))
     assert len(verdicts) == 0
 
 
@@ -272,7 +273,7 @@ def test_what_is_not_known_is_verified_once(artifact: Artifact, verdicts: Verdic
 
 
 def test_what_is_refused_raises_with_the_reason(artifact: Artifact, verdicts: VerdictStore):
-    odd = hostile.rewritten(artifact, stablehlo=hostile.crafted(hostile.CALLBACK, as_vjp=1))
+    odd = rewrite_artifact(artifact, stablehlo=hostile.crafted(hostile.CALLBACK, as_vjp=1))
     for _ in range(2):
         with pytest.raises(
             ArtifactError, match=rf"kernel {odd.kernel_id[:12]} is refused: scan: its StableHLO"

@@ -139,13 +139,3 @@ def same_shapes(inputs: Sequence[Shape], names: Sequence[str], what: str) -> Sha
                 f" {name!r} gives {shape}"
             )
     return inputs[0]
-
-
-def needs_rank(shape: Shape, name: str, ranks: tuple[int, ...], what: str, kind: str) -> None:
-    """Refuse an input of another rank.
-
-    Raises:
-        OpError: with the rank that is needed.
-    """
-    if len(shape) not in ranks:
-        raise OpError(f"{what} takes {kind}, and {name!r} gives {shape}")
