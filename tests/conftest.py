@@ -14,9 +14,9 @@ _CACHE = os.environ.setdefault("ESPER_CACHE_DIR", tempfile.mkdtemp(prefix="esper
 if _CACHE.startswith(tempfile.gettempdir()):
     atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
-# Most tests compile, few run what they compiled twice: machine code that is not optimised halves
-# their time, and the programs are the same to the last HLO instruction. Laws that are exact to the
-# bit are tried with the compiler as users have it too: test_default_compiler.py.
+# Tests compile much and run it a few times: machine code that is not optimised takes half their
+# time. Laws that are exact to the bit are tried with the compiler as users have it too, by
+# test_default_compiler.py, and all are with XLA_FLAGS= (empty).
 QUICK_XLA = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     " --xla_cpu_parallel_codegen_split_count=1"

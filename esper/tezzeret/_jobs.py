@@ -66,3 +66,5 @@ class CompileOutcome:
     """Wall time in the worker that finished it."""
     measurements: tuple[Mapping[str, Any], ...] = ()
     """Of each backend, where asked for; see `esper.execution.KernelMeasurement`."""
+    worker: int | None = None
+    """Process id of the worker that finished it; None where none did."""

@@ -4,7 +4,8 @@ import json
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, cast
@@ -14,6 +15,7 @@ from pebble import ProcessExpired, ProcessPool
 from esper.artifacts import read_artifact, trust
 from esper.errors import EsperError, KernelCompilationError
 from esper.tezzeret._jobs import CompileJob, CompileLimits, CompileOutcome
+from esper.tezzeret._line import Line, Ticket, program_of
 from esper.tezzeret._worker import OUT_OF_MEMORY, Done, Task, error_of, prepare, work
 
 Progress = Callable[[int, int, CompileOutcome], None]
@@ -34,11 +36,15 @@ class CompilePool:
     the job's outcome has the error, and the rest goes on in a new worker. A job whose worker died
     is given to another one, up to `retries` times; one that reached its time limit is not.
 
+    Kernels of one program, which differ in their parameters alone, are made by one worker, because
+    each process compiles the program anew; several share them where there are many.
+
     The workers import the program's main module, as all spawned processes of Python do: guard what
     a script does by `if __name__ == "__main__":`.
 
     Args:
-        workers: how many processes; each is an interpreter with jax and torch, about 500 MB.
+        workers: how many processes at most; each is an interpreter with jax and torch, about
+            500 MB, and starts when there is work for it.
         limits: what each may use for one job.
         retries: how often a job is tried again whose worker died.
         measure: backends ("torch", "jax") on which each kernel is timed after it was compiled, in
@@ -64,13 +70,7 @@ class CompilePool:
         self.retries = retries
         self._measure = tuple(measure)
         self._cancelled = threading.Event()
-        self._pool = ProcessPool(
-            max_workers=workers,
-            # Never fork: jax and obstore have threads.
-            context=cast(Any, multiprocessing.get_context("spawn")),
-            initializer=_start,
-            initargs=[self.limits.memory_bytes],
-        )
+        self._workers = [_Worker(self.limits.memory_bytes) for _ in range(workers)]
 
     def __enter__(self) -> "CompilePool":
         return self
@@ -81,8 +81,10 @@ class CompilePool:
     def close(self) -> None:
         """End the workers, whatever they are at."""
         self._cancelled.set()
-        self._pool.stop()
-        self._pool.join()
+        for worker in self._workers:
+            worker.pool.stop()
+        for worker in self._workers:
+            worker.pool.join()
 
     def cancel(self) -> None:
         """Give up the jobs that are not done; may be called from another thread.
@@ -103,32 +105,54 @@ class CompilePool:
         """
         self._cancelled.clear()
         asked = list(jobs)
-        waiting: dict[Any, tuple[CompileJob, int]] = {}
+        line, free = Line(asked), list(self._workers)
+        running: dict[Any, tuple[_Worker, Ticket]] = {}
         done = 0
+
+        def told(outcome: CompileOutcome) -> CompileOutcome:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, len(asked), outcome)
+            return outcome
+
         try:
-            for job in asked:
-                waiting[self._submit(job)] = (job, 1)
-            while waiting:
-                ready, _ = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+            while line or running:
                 if self._cancelled.is_set():
-                    for future in waiting:
+                    for job, attempt in line.take_all():
+                        yield told(_cancelled(job, attempt))
+                    for future in running:
                         future.cancel()
-                    ready = set(waiting)
+                    ready = set(running)
+                else:
+                    self._give_out(line, free, running)
+                    ready, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
                 for future in ready:
-                    job, attempt = waiting.pop(future)
-                    outcome = self._outcome(future, job, attempt)
+                    worker, ticket = running.pop(future)
+                    free.append(worker)
+                    outcome = self._outcome(future, *ticket)
                     if outcome is None:
-                        waiting[self._submit(job)] = (job, attempt + 1)
+                        line.put_back(Ticket(ticket.job, ticket.attempt + 1))
                         continue
-                    done += 1
-                    if progress is not None:
-                        progress(done, len(asked), outcome)
-                    yield outcome
+                    yield told(outcome)
         finally:
-            for future in waiting:
+            for future in running:
                 future.cancel()
 
-    def _submit(self, job: CompileJob) -> Any:
+    def _give_out(
+        self, line: Line, free: list["_Worker"], running: dict[Any, tuple["_Worker", Ticket]]
+    ) -> None:
+        # Those first that have a program of the line already.
+        for worker in sorted(free, key=lambda worker: not line.holds(worker.program)):
+            at = Counter(program_of(ticket.job) for _, ticket in running.values())
+            ticket = line.take(worker.program, at)
+            if ticket is None:
+                continue
+            free.remove(worker)
+            worker.program = program_of(ticket.job)
+            running[self._submit(worker, ticket.job)] = (worker, ticket)
+
+    def _submit(self, worker: "_Worker", job: CompileJob) -> Any:
         task = Task(
             blueprint=job.blueprint.canonical_json(),
             signature=job.signature.model_dump_json(),
@@ -138,16 +162,16 @@ class CompilePool:
             cpu_seconds=self.limits.cpu_seconds,
             measure=self._measure,
         )
-        return self._pool.schedule(work, args=[task], timeout=self.limits.wall_seconds)
+        return worker.pool.schedule(work, args=[task], timeout=self.limits.wall_seconds)
 
     def _outcome(self, future: Any, job: CompileJob, attempt: int) -> CompileOutcome | None:
         """What became of a job; None where it is to be tried again."""
         if self._cancelled.is_set() and not (future.done() and not future.cancelled()):
-            return CompileOutcome(job, None, EsperError(f"{job}: cancelled"), attempt)
+            return _cancelled(job, attempt)
         try:
             done: Done = future.result()
         except CancelledError:
-            return CompileOutcome(job, None, EsperError(f"{job}: cancelled"), attempt)
+            return _cancelled(job, attempt)
         except FutureTimeoutError:
             error = KernelCompilationError(
                 f"{job}: not compiled within {self.limits.wall_seconds:g} s; its worker was killed."
@@ -170,13 +194,33 @@ class CompilePool:
             )
             return CompileOutcome(job, None, told, attempt)
         if done.error is not None:
-            return CompileOutcome(job, None, error_of(*done.error), attempt, done.seconds)
+            return CompileOutcome(
+                job, None, error_of(*done.error), attempt, done.seconds, worker=done.worker
+            )
         assert done.data is not None
         measurements = tuple(json.loads(text) for text in done.measurements)
         artifact = read_artifact(done.data)
         # A worker of this process's own made it, and its gates ran it.
         trust(artifact)
-        return CompileOutcome(job, artifact, None, attempt, done.seconds, measurements)
+        return CompileOutcome(job, artifact, None, attempt, done.seconds, measurements, done.worker)
+
+
+class _Worker:
+    """A process, made anew when it dies, and the program that it compiled last."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.program: Hashable = None
+        self.pool = ProcessPool(
+            max_workers=1,
+            # Never fork: jax and obstore have threads.
+            context=cast(Any, multiprocessing.get_context("spawn")),
+            initializer=_start,
+            initargs=[memory_bytes],
+        )
+
+
+def _cancelled(job: CompileJob, attempt: int) -> CompileOutcome:
+    return CompileOutcome(job, None, EsperError(f"{job}: cancelled"), attempt)
 
 
 def _start(memory_bytes: int) -> None:

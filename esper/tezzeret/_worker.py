@@ -35,6 +35,8 @@ class Done(NamedTuple):
     data: bytes | None
     error: tuple[str, str] | None
     seconds: float
+    worker: int
+    """Its process id."""
     measurements: tuple[str, ...] = ()
     """Each as JSON."""
 
@@ -88,14 +90,14 @@ def work(task: Task) -> Done:
         seconds = time.monotonic() - begun
         measured = tuple(json.dumps(_measured(artifact, backend)) for backend in task.measure)
     except EsperError as error:
-        return Done(None, (type(error).__name__, str(error)), time.monotonic() - begun)
+        return Done(None, (type(error).__name__, str(error)), time.monotonic() - begun, os.getpid())
     except (MemoryError, RuntimeError) as error:  # XLA's and torch's own are RuntimeErrors
         lines = str(error).splitlines() or [type(error).__name__]
         if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS):
             # What ran out of memory inside of a library may hang at the next job.
             os._exit(OUT_OF_MEMORY)
-        return Done(None, ("EsperError", lines[0]), time.monotonic() - begun)
-    return Done(artifact.data, None, seconds, measured)
+        return Done(None, ("EsperError", lines[0]), time.monotonic() - begun, os.getpid())
+    return Done(artifact.data, None, seconds, os.getpid(), measured)
 
 
 def _limit_cpu(seconds: int) -> None:

@@ -85,6 +85,18 @@ def test_a_batch_goes_on_where_one_of_its_jobs_fails_and_its_bytes_are_those_mad
     assert {o.artifact for o in (lies, unknown, misfit)} == {None}
 
 
+def test_kernels_of_one_program_are_made_by_one_worker():
+    jobs = [_job(name, init_seed=seed) for seed in range(3) for name in ("low_rank", "gated")]
+    with CompilePool(workers=3) as pool:
+        outcomes = list(pool.compile(jobs))
+        # And by the same one when they are asked for again.
+        outcomes += pool.compile(list(reversed(jobs)))
+    assert len(outcomes) == 12
+    assert None not in [outcome.artifact for outcome in outcomes]
+    by_program = {(o.job.blueprint.name, o.worker) for o in outcomes}
+    assert len(by_program) == len({worker for _, worker in by_program}) == 2
+
+
 def _workers() -> set[int]:
     """The processes of this one that are compile workers."""
     found: set[int] = set()

@@ -1,0 +1,27 @@
+"""What is exact to the bit, with XLA's compiler as users have it; see conftest.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+EXACT = (
+    "tests/functional/test_blend.py",
+    "tests/functional/test_dormant_programs.py",
+    "tests/functional/test_execute.py",
+)
+
+
+def test_exact_laws_hold_with_the_compiler_as_users_have_it():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *EXACT],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        | {"XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
