@@ -1,7 +1,9 @@
 """The command line as a user meets it: real processes, real signals, real damage."""
 
+import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,6 +16,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from esper.cli import main
 
 BACKENDS = ["jax", "torch"]
 
@@ -55,6 +59,29 @@ def esper(*arguments, check=None, **options):
     assert "Traceback" not in done.stderr + done.stdout
     if check is not None:
         assert done.returncode == check, done.stderr + done.stdout
+    return done
+
+
+def esper_here(*arguments, check):
+    """The same in this process, where it is only refused: a process of its own takes seconds."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stdout, stderr = io.StringIO(), io.StringIO()
+    argv, sys.argv = sys.argv, ["esper", *map(str, arguments)]
+    try:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+        ):
+            patch.setenv("COLUMNS", ENVIRONMENT["COLUMNS"])
+            with pytest.raises(SystemExit) as ended:
+                main()
+    finally:
+        sys.argv = argv
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    done = subprocess.CompletedProcess(argv, ended.value.code, stdout.getvalue(), stderr.getvalue())
+    assert done.returncode == check, done.stderr + done.stdout
     return done
 
 
@@ -185,7 +212,7 @@ def test_resuming_a_finished_run_changes_nothing_of_its_record(finished):
 
 
 def test_several_seeds_are_a_study_that_resumes(place):
-    (place / "tiny.yaml").write_text(CONFIG + "steps: 30\n")
+    (place / "tiny.yaml").write_text(CONFIG + "steps: 30\nvariants: 1\n")
     study = place / "study"
     esper("grow", "--task", "spirals", "--config", place / "tiny.yaml", "--seeds", 2,
           "--out", study, check=0)  # fmt: skip
@@ -204,8 +231,8 @@ def test_several_seeds_are_a_study_that_resumes(place):
     (study / "seed-1").rmdir()
     esper("grow", "--resume", study, check=0)
     assert end_of(study / "seed-1") == ends[1]
-    refused = esper("grow", "--task", "spirals", "--seeds", 2, "--out", study, check=2)
-    assert "holds another study" in refused.stderr
+    other = esper_here("grow", "--task", "spirals", "--seeds", 2, "--out", study, check=2)
+    assert "holds another study" in other.stderr
 
 
 # Bad input: a message, an exit status, and nothing lost
@@ -226,8 +253,9 @@ def test_several_seeds_are_a_study_that_resumes(place):
         (["grwo"], "No such command 'grwo'"),
     ],
 )
-def test_bad_usage_exits_2_with_a_message(tmp_path, arguments, message):
-    done = esper(*arguments, cwd=tmp_path, check=2)
+def test_bad_usage_exits_2_with_a_message(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = esper_here(*arguments, check=2)
     assert re.search(message, done.stderr.replace("\n", " ")), done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -243,37 +271,44 @@ def test_bad_usage_exits_2_with_a_message(tmp_path, arguments, message):
         ("blueprint_sizes: {depth: 3}", "has no size depth: it has width"),
     ],
 )
-def test_a_bad_configuration_exits_2_and_writes_no_run(tmp_path, text, message):
-    (tmp_path / "c.yaml").write_text(text)
-    done = esper(
-        "grow", "--task", "spirals", "--config", "c.yaml", "--out", "run", cwd=tmp_path, check=2
-    )
+def test_a_bad_configuration_exits_2_and_writes_no_run(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(text)
+    done = esper_here("grow", "--task", "spirals", "--config", "c.yaml", "--out", "run", check=2)
     assert message in done.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_an_output_folder_that_is_in_use_is_refused_and_kept(finished, tmp_path):
     before = tree(finished["jax"])
-    done = esper("grow", "--task", "digits", "--out", finished["jax"], check=2)
+    done = esper_here("grow", "--task", "digits", "--out", finished["jax"], check=2)
     assert f"holds another run: go on with it by --resume {finished['jax']}" in done.stderr
     assert tree(finished["jax"]) == before
     (tmp_path / "thesis.tex").write_text("years of work")
-    done = esper("grow", "--task", "digits", "--out", tmp_path, check=2)
+    done = esper_here("grow", "--task", "digits", "--out", tmp_path, check=2)
     assert "is not empty and holds no run" in done.stderr
-    done = esper("grow", "--task", "digits", "--out", tmp_path / "thesis.tex", check=2)
+    done = esper_here("grow", "--task", "digits", "--out", tmp_path / "thesis.tex", check=2)
     assert "is a file" in done.stderr
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.fixture
-def interrupted(place, finished, tmp_path) -> Path:
-    """A run that was killed in its middle, with a library of its own."""
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def killed(place, finished) -> Path:
+    """A run that was killed in its middle."""
+    run = place / "killed"
     process = begin(place, run, "jax")
     wait_for(run / "metrics.jsonl", 16, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return run
+
+
+@pytest.fixture
+def interrupted(killed, tmp_path) -> Path:
+    """A copy of it, with a library of its own."""
+    for folder, name in ((killed, "run"), (killed.parent / "library", "library")):
+        shutil.copytree(folder, tmp_path / name)
+    return tmp_path / "run"
 
 
 def flip(path: Path, place: float = 0.5) -> None:
@@ -284,7 +319,7 @@ def flip(path: Path, place: float = 0.5) -> None:
 
 def refused(run: Path, message: str, command: tuple[str, ...] = ("grow", "--resume")) -> None:
     before = tree(run)
-    done = esper(*command, run, check=1)
+    done = esper_here(*command, run, check=1)
     assert message in done.stderr.replace("\n", " ")
     assert tree(run) == before
 
@@ -355,7 +390,7 @@ def test_damaged_measurements_are_named_and_can_be_done_without(interrupted):
 def test_two_processes_do_not_train_one_run(interrupted):
     with (interrupted / "run.json").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        done = esper("grow", "--resume", interrupted, check=2)
+        done = esper_here("grow", "--resume", interrupted, check=2)
     assert "is being trained by another process" in done.stderr
 
 
@@ -369,12 +404,12 @@ def test_a_run_moves_with_its_library(interrupted, finished, tmp_path):
     assert end_of(moved / "run") == end_of(finished["jax"])
 
 
-def test_replay_before_anything_happened(place, tmp_path):
-    process = begin(place, tmp_path / "run", "jax")
-    wait_for(tmp_path / "run" / "metrics.jsonl", 1, process)
+def test_replay_before_anything_happened(place):
+    process = begin(place, place / "early", "jax")
+    wait_for(place / "early" / "metrics.jsonl", 1, process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    esper("replay", tmp_path / "run", check=0)
+    esper("replay", place / "early", check=0)
 
 
 def test_a_full_disk_fails_with_a_message_and_the_run_resumes(place, finished, small_disk):
@@ -398,8 +433,8 @@ def test_a_full_disk_fails_with_a_message_and_the_run_resumes(place, finished, s
 def test_a_folder_that_cannot_be_written(tmp_path, place):
     # Root may write anywhere but below a file.
     (tmp_path / "file").write_text("")
-    done = esper("grow", "--task", "spirals", "--config", place / "short.yaml",
-                 "--out", tmp_path / "file" / "run", check=2)  # fmt: skip
+    done = esper_here("grow", "--task", "spirals", "--config", place / "short.yaml",
+                      "--out", tmp_path / "file" / "run", check=2)  # fmt: skip
     assert "cannot be" in done.stderr
 
 
