@@ -2,7 +2,8 @@
 
 A comparison holds when max|a − b| ≤ absolute + relative · max|b|. Measured
 against the largest value, not element by element, because sums of many terms
-are accurate relative to their scale.
+are accurate relative to their scale. Infinities equal themselves, give no
+scale, and differ infinitely from everything else.
 """
 
 from typing import Any, NamedTuple
@@ -51,8 +52,9 @@ def difference(actual: Any, expected: Any, dtype: str | None = None) -> Differen
         raise ValueError(f"cannot compare shapes {a.shape} and {b.shape}")
     bounds = TOLERANCES[dtype or b.dtype.name]
     a, b = a.astype(np.float64), b.astype(np.float64)
-    if a.size == 0:
-        return Difference(0.0, bounds.absolute)
+    with np.errstate(invalid="ignore"):  # of infinities, which the next line gives their gap
+        gaps = np.where(a == b, 0.0, np.abs(a - b))
+    scale = np.max(np.abs(b), initial=0.0, where=np.isfinite(b))
     return Difference(
-        float(np.max(np.abs(a - b))), bounds.absolute + bounds.relative * float(np.max(np.abs(b)))
+        float(np.max(gaps, initial=0.0)), bounds.absolute + bounds.relative * float(scale)
     )

@@ -65,6 +65,20 @@ def test_nan_is_within_nothing(side):
     assert not difference(*pair).within
 
 
+@pytest.mark.parametrize("infinite", [np.inf, -np.inf])
+def test_infinities_equal_themselves_and_excuse_nothing_else(infinite):
+    a, b = np.ones(3, np.float32), np.ones(3, np.float32)
+    b[0] = infinite
+    assert not difference(a, b).within
+    assert not difference(b, a).within
+    a[0] = -infinite
+    assert not difference(a, b).within
+    a[0] = infinite
+    assert difference(a, b).largest == 0
+    a[1] = 100
+    assert not difference(a, b).within
+
+
 def test_the_row_is_that_of_the_expected_or_as_asked():
     a, b = np.array([1.0], np.float64), np.array([1.001], np.float16)
     assert difference(a, b).within
