@@ -1,9 +1,12 @@
 """What every test runs under: strict dtype promotion, fixed seeds, one thread."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
@@ -40,6 +43,21 @@ def pytest_report_header() -> list[str]:
         "seeds: fixed (hypothesis derandomised, numpy and jax keys written in the tests)",
         f"XLA: {compiler}",
     ]
+
+
+_MOST_MEMORY = 3 << 30
+"""Bytes of a worker beyond which it forgets what it compiled."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory() -> Iterator[None]:
+    yield
+    status = Path("/proc/self/statm")
+    if status.exists() and int(status.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > (
+        _MOST_MEMORY
+    ):
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="session")
