@@ -42,8 +42,8 @@ class Backend(Protocol):
         """Parameters on the device, in the order of the program's arguments."""
         ...
 
-    def enter(self, x: Any) -> Any:
-        """An input on the device; raises KernelMismatchError for what is none."""
+    def enter(self, x: Any, name: str = "the input") -> Any:
+        """An array on the device; raises KernelMismatchError for what is none of its own."""
         ...
 
     def wait(self, y: Any) -> bool:
@@ -119,12 +119,12 @@ class TorchBackend:
             for name, p in params.items()
         }
 
-    def enter(self, x: Any) -> Any:
+    def enter(self, x: Any, name: str = "the input") -> Any:
         """See `Backend.enter`."""
         if not isinstance(x, self._torch.Tensor):
             raise KernelMismatchError(
-                f"a kernel on torch takes a tensor, got a {type(x).__name__}: convert it, or use"
-                " the backend 'jax'"
+                f"a kernel on torch takes a tensor as {name}, got a {type(x).__name__}: convert"
+                " it, or use the backend 'jax'"
             )
         return x if x.device == self._device else x.to(self._device)
 
@@ -171,9 +171,11 @@ class JaxBackend:
 
     def __init__(self, device: Any) -> None:
         import jax
+        import numpy as np
         from jax.core import Tracer
 
         self._jax = jax
+        self._arrays = (jax.Array, np.ndarray)
         self._tracer = Tracer
         if isinstance(device, str):
             try:
@@ -215,15 +217,17 @@ class JaxBackend:
         """See `Backend.place`."""
         return params if self._device is None else self._jax.device_put(params, self._device)
 
-    def enter(self, x: Any) -> Any:
+    def enter(self, x: Any, name: str = "the input") -> Any:
         """See `Backend.enter`."""
-        if not hasattr(x, "shape") or not hasattr(x, "__array__"):
+        if not isinstance(x, self._arrays):
             raise KernelMismatchError(
-                f"a kernel on jax takes an array, got a {type(x).__name__}: convert it with"
-                " jax.numpy.asarray, or use the backend 'torch'"
+                f"a kernel on jax takes an array of jax or numpy as {name}, got a"
+                f" {type(x).__name__}: convert it with jax.numpy.asarray, or use the backend"
+                " 'torch'"
             )
-        traced = isinstance(x, self._tracer)
-        return x if self._device is None or traced else self._jax.device_put(x, self._device)
+        if self._device is None or isinstance(x, self._tracer) or x.device == self._device:
+            return x
+        return self._jax.device_put(x, self._device)
 
     def wait(self, y: Any) -> bool:
         """See `Backend.wait`."""

@@ -108,14 +108,15 @@ class RealKernelExecutor:
 
         Args:
             x: `[*batch, *example]`, in the kernel's dtype.
-            params: by name, in place of those at birth.
+            params: by name, in place of those at birth, and of their shapes and dtypes.
             check: whether a result that is not finite is an error. It needs to be waited for.
 
         Returns:
             `[*batch, *output]`.
 
         Raises:
-            KernelMismatchError: for an input or parameters of another structure.
+            KernelMismatchError: for an input or parameters of another structure. It is recorded,
+                but not as an error of this kernel.
             ArtifactError: see `load`.
             KernelExecutionError: where it raised, or `check` found what is not finite. The error
                 is recorded; what raised it is its cause.
@@ -127,9 +128,9 @@ class RealKernelExecutor:
             known = kind in ready.seen
             if not known:
                 self._check_input(ready, x, artifact.kernel_id)
-            values = ready.params if params is None else _in_order(ready, params, artifact)
+            values = ready.params if params is None else self._in_order(ready, params, artifact)
         except KernelMismatchError as error:
-            self._incidents.record(error, artifact)
+            self._incidents.misused(error, artifact)
             raise
         loaded = ready.loaded
         compiles = not (known or loaded.route == "torchscript" or kind in loaded.seen)
@@ -220,18 +221,28 @@ class RealKernelExecutor:
                 " kernel compiled for this signature, or reshape and cast the input"
             )
 
+    def _in_order(self, ready: Ready, params: Mapping[str, Any], artifact: Artifact) -> Params:
+        """The parameters given, on the device and in the order of the program's arguments."""
+        short = artifact.kernel_id[:12]
+        if params.keys() != ready.params.keys():
+            raise KernelMismatchError(
+                f"kernel {short} has the parameters {', '.join(ready.params)}, got"
+                f" {', '.join(params) or 'none'}: give each of them by its name"
+            )
+        found: dict[str, Any] = {}
+        for name, kept in ready.params.items():
+            given = self._backend.enter(params[name], name)
+            # Torch would compute with what can be broadcast.
+            if given.shape != kept.shape or given.dtype != kept.dtype:
+                raise KernelMismatchError(
+                    f"kernel {short} takes {_of(kept)} as its parameter {name}, got {_of(given)}:"
+                    " give it in the shape and dtype that it has at birth"
+                )
+            found[name] = given
+        return found
+
     def _where(self, ready: Ready) -> str:
         return f"{self._backend.name} ({ready.loaded.route}, {self.device})"
-
-
-def _in_order(ready: Ready, params: Mapping[str, Any], artifact: Artifact) -> Params:
-    """The parameters given, in the order of the program's arguments."""
-    if set(params) != set(ready.params):
-        raise KernelMismatchError(
-            f"kernel {artifact.kernel_id[:12]} has the parameters {', '.join(ready.params)}, got"
-            f" {', '.join(params) or 'none'}: give each of them by its name"
-        )
-    return {name: params[name] for name in ready.params}
 
 
 def _of(x: Any) -> str:

@@ -341,29 +341,72 @@ def test_inputs_and_parameters_of_another_structure_are_refused(backend):
         executor.execute_kernel(source, half)
     with pytest.raises(KernelMismatchError, match="has the parameters .*, got none: give each"):
         executor.execute_kernel(source, x, params={})
-    other = "an array" if backend == "jax" else "a tensor"
-    with pytest.raises(KernelMismatchError, match=f"takes {other}, got a list: convert it"):
+    other = "an array of jax or numpy" if backend == "jax" else "a tensor"
+    with pytest.raises(
+        KernelMismatchError, match=f"takes {other} as the input, got a list: convert"
+    ):
         executor.execute_kernel(source, [1.0, 2.0, 3.0])
     errors = executor.get_performance_stats()["errors"]
     assert errors["by_type"]["kernel_validation"] == errors["count"] == 5
-    assert executor.error_recovery.error_tracker.is_problematic_kernel(source.kernel_id)
+    # Recorded, but the kernel is none the worse for it.
+    assert errors["by_kernel"] == {}
+    (*_, last) = executor.error_recovery.error_tracker.history
+    assert (last.kernel_id, last.metadata["called"]) == (None, source.kernel_id)
+
+
+@pytest.mark.parametrize("backend", ROUTES)
+def test_parameters_that_torch_would_broadcast_or_cast_are_refused(backend):
+    source, executor = drawn(1), trusting(backend=backend)
+    x = batch(backend)
+    xp = torch if backend == "torch" else jnp
+    whole = {name: xp.asarray(p) for name, p in source.params.items()}
+    other = jnp.asarray if backend == "torch" else torch.asarray
+    short = source.kernel_id[:12]
+    for name, p in whole.items():
+        kind = rf"{short} takes float32\[{', '.join(map(str, p.shape))}\] as its parameter {name}"
+        for wrong in (xp.ones(1), xp.ones((1, 1)), xp.asarray(1.0), p[None], p[:1]):
+            found = rf"float32\[{', '.join(map(str, wrong.shape))}\]"
+            with pytest.raises(KernelMismatchError, match=rf"{kind}, got {found}: give it in the"):
+                executor.execute_kernel(source, x, params=whole | {name: wrong})
+        half = p.half() if backend == "torch" else p.astype(jnp.float16)
+        with pytest.raises(KernelMismatchError, match=rf"{kind}, got float16\["):
+            executor.execute_kernel(source, x, params=whole | {name: half})
+        with pytest.raises(KernelMismatchError, match=rf"as {name}, got a .*: convert it"):
+            executor.execute_kernel(source, x, params=whole | {name: other(source.params[name])})
+    with pytest.raises(KernelMismatchError, match=r"as the input, got a .*: convert it"):
+        executor.execute_kernel(source, other(np.ones((6, 3), np.float32)))
+    assert executor.get_performance_stats()["errors"]["by_kernel"] == {}
+    assert_bitwise(
+        executor.execute_kernel(source, x, params=whole), executor.execute_kernel(source, x)
+    )
+
+
+def test_jax_takes_arrays_of_numpy_as_its_own():
+    source = drawn(1)
+    x = batch("jax")
+    for device in (None, "cpu"):
+        executor = trusting(device, backend="jax")
+        y = executor.execute_kernel(source, np.asarray(x), params=dict(source.params))
+        assert_bitwise(y, executor.execute_kernel(source, x))
 
 
 @pytest.mark.parametrize("backend", ROUTES)
 def test_a_kernel_that_raises_is_an_error_of_that_kernel(backend):
     source, x = drawn(1), batch(backend)
     executor = trusting(backend=backend)
-    # Parameters of a wrong shape get as far as the program.
-    params = dict.fromkeys(source.params, x[:1, :1] * 0)
+    # Its programs are those of another, and take other parameters than its manifest says.
+    other = drawn(1, "gated")
+    broken = rewrite_artifact(source, torchscript=other.torchscript, stablehlo=other.stablehlo)
     with pytest.raises(
         KernelExecutionError,
-        match=rf"{source.kernel_id[:12]} failed on {backend} \({ROUTES[backend]}, .*\) for"
+        match=rf"{broken.kernel_id[:12]} failed on {backend} \({ROUTES[backend]}, .*\) for"
         r" float32\[6, 3\]: (.|\n)*Leave the seed dormant",
     ) as caught:
-        executor.execute_kernel(source, x, params=params)
+        executor.execute_kernel(broken, x)
     assert caught.value.__cause__ is not None
     stats = executor.get_performance_stats()
     assert stats["errors"]["by_type"]["kernel_execution"] == 1
+    assert stats["errors"]["by_kernel"] == {broken.kernel_id: 1}
     assert stats["execution"]["count"] == 0
     assert_close(executor.execute_kernel(source, x), by_hand(source, x))
 
