@@ -411,6 +411,36 @@ def test_a_kernel_that_raises_is_an_error_of_that_kernel(backend):
     assert_close(executor.execute_kernel(source, x), by_hand(source, x))
 
 
+def test_somebody_is_told_of_a_kernel_that_keeps_failing_and_not_of_wrong_calls():
+    told = []
+    recovery = ErrorRecoveryManager(on_escalate=told.append)
+    source, executor = drawn(1), trusting(recovery=recovery)
+    for _ in range(5):
+        with pytest.raises(KernelMismatchError):
+            executor.execute_kernel(source, batch("torch")[:, :2])
+    assert not told
+    for made in range(1, 6):
+        with pytest.raises(KernelExecutionError):
+            executor.execute_kernel(source, batch("torch") * float("nan"), check=True)
+        assert [c.kernel_id for c in told] == [source.kernel_id] * (made >= 3)
+    stats = recovery.get_recovery_stats()
+    assert (stats["escalations"], stats["total_recoveries"]) == (1, 0)
+
+
+def test_whoever_is_told_of_a_kernel_while_it_is_loaded_may_load_it():
+    found = []
+    tell = lambda c: found.append(executor.load(damaged))  # noqa: E731
+    recovery = ErrorRecoveryManager(on_escalate=tell, problematic_after=1)
+    whole = drawn(1)
+    damaged = rewrite_artifact(whole, torchscript=whole.torchscript[:-40])
+    executor = trusting(recovery=recovery)
+    thread = threading.Thread(target=executor.load, args=(damaged,), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert [kernel.route for kernel in found] == ["bridge"]
+    assert executor.load(damaged).route == "bridge"
+
+
 @pytest.mark.parametrize("backend", ROUTES)
 def test_what_is_not_finite_is_an_error_when_asked(backend):
     source, executor = drawn(1), trusting(backend=backend)
