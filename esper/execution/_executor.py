@@ -109,7 +109,8 @@ class RealKernelExecutor:
         Args:
             x: `[*batch, *example]`, in the kernel's dtype.
             params: by name, in place of those at birth, and of their shapes and dtypes.
-            check: whether a result that is not finite is an error. It needs to be waited for.
+            check: whether a result that is not finite is an error. It needs to be waited for,
+                and so cannot be asked for where jax traces.
 
         Returns:
             `[*batch, *output]`.
@@ -117,6 +118,7 @@ class RealKernelExecutor:
         Raises:
             KernelMismatchError: for an input or parameters of another structure. It is recorded,
                 but not as an error of this kernel.
+            InputError: for `check` inside of a transformation of jax.
             ArtifactError: see `load`.
             KernelExecutionError: where it raised, or `check` found what is not finite. The error
                 is recorded; what raised it is its cause.
@@ -141,6 +143,12 @@ class RealKernelExecutor:
         except Exception as error:
             what = f"failed on {self._where(ready)} for {_of(x)}"
             raise self._incidents.failed(error, artifact, what) from error
+        if check and not timed:
+            raise InputError(
+                "check=True was asked for inside of jax.jit, jax.grad or another transformation,"
+                " where a result has no numbers yet: leave it out there, and look at what comes"
+                " out of the transformation"
+            )
         if timed:
             (self._compilation if compiles else self._execution).add(self._clock() - begun)
             if not known:
@@ -171,7 +179,10 @@ class RealKernelExecutor:
     def profile(
         self, artifact: Artifact, batch: int = 32, *, repeats: int = 100
     ) -> KernelMeasurement:
-        """Measure what a kernel costs, apart from the statistics of this executor.
+        """Measure what a kernel costs.
+
+        Its calls are in none of this executor's statistics; that it was loaded for them is,
+        where it was not at hand.
 
         Raises:
             InputError: for a batch or repeats below 1.

@@ -51,7 +51,7 @@ class RecoveryStrategy(StrEnum):
     FALLBACK = "fallback"
     """Do something else instead."""
     CIRCUIT_BREAKER = "circuit_breaker"
-    """Count it, and leave the component alone where it has failed too often."""
+    """Count it at the component's breaker, by which its callers leave it alone for a while."""
     GRACEFUL_DEGRADATION = "graceful_degradation"
     """Do less."""
     ESCALATE = "escalate"

@@ -125,7 +125,7 @@ def test_gradients_pass_through_in_jax_and_what_is_traced_is_not_timed():
     kernel = executor.load(source)
 
     def loss(p, x):
-        return (executor.execute_kernel(source, x, params=p, check=True) ** 2).sum()
+        return (executor.execute_kernel(source, x, params=p) ** 2).sum()
 
     def plain(p, x):
         return (kernel.program.apply(p, x) ** 2).sum()
@@ -456,6 +456,21 @@ def test_what_is_not_finite_is_an_error_when_asked(backend):
     executor.execute_kernel(source, batch(backend), check=True)
 
 
+@pytest.mark.parametrize("transform", [jax.jit, lambda f: jax.grad(lambda x: f(x).sum())])
+def test_what_is_traced_cannot_be_looked_at_and_is_not_said_to_be_finite(transform):
+    source, executor = drawn(1), trusting(backend="jax")
+    x = batch("jax") * float("nan")
+
+    def run(x, check=True):
+        return executor.execute_kernel(source, x, check=check)
+
+    with pytest.raises(InputError, match=r"check=True was asked for inside of .* leave it out"):
+        transform(run)(x)
+    assert transform(partial(run, check=False))(x).shape[0] == 6
+    # Nothing of it is the kernel's fault.
+    assert executor.get_performance_stats()["errors"]["count"] == 0
+
+
 def test_what_makes_no_executor_is_refused():
     backend: Any = "tensorflow"
     for make, message in (
@@ -568,8 +583,13 @@ def test_a_profile_counts_and_measures(backend):
     assert 0 < found.forward_us <= found.forward_p95_us
     assert 0 < found.forward_backward_us <= found.forward_backward_p95_us
     assert json.loads(json.dumps(found.to_dict()))["kernel_id"] == source.kernel_id
-    # Apart from the statistics of what was run.
-    assert executor.get_performance_stats()["execution"]["count"] == 0
+    # Of what was done for it, the statistics know only that it was loaded.
+    stats = executor.get_performance_stats()
+    assert (stats["execution"]["count"], stats["compilation"]["count"]) == (0, 1)
+    assert (stats["cache"]["misses"], stats["routes"]) == (1, {ROUTES[backend]: 1})
+    executor.profile(source, batch=8, repeats=1)
+    again = executor.get_performance_stats()
+    assert (again["compilation"], again["execution"]) == (stats["compilation"], stats["execution"])
 
 
 def test_a_profile_of_a_kernel_that_fails_says_which():

@@ -348,6 +348,25 @@ def test_a_fallback_counts_by_whether_it_worked(kind, works):
     }
 
 
+def test_failures_in_a_row_are_those_without_a_success_that_the_caller_tells_of():
+    """Of the component: a fallback that works says nothing of it."""
+    manager, hand = managed()
+    full = context(ErrorType.MEMORY_OVERFLOW)
+    breaker = manager.breaker(full.component, full.error_type)
+    for _ in range(10):
+        for _ in range(4):
+            assert manager.handle_error_sync(full, lambda: True)
+        breaker.record_success()
+    assert breaker.state is CircuitState.CLOSED
+    for made in range(1, 7):
+        assert manager.handle_error_sync(full, lambda: True)
+        assert breaker.can_proceed() == (made < 5)
+    hand.now += 60
+    assert breaker.can_proceed()
+    assert manager.handle_error_sync(full, lambda: True)  # the call that probed has failed
+    assert breaker.state is CircuitState.OPEN
+
+
 def test_less_is_done_before_something_else():
     manager, _ = managed()
     validation = context(ErrorType.KERNEL_VALIDATION)
@@ -589,6 +608,44 @@ def test_not_found_passes_through_a_guard_as_an_answer():
     # Recorded, but the service has answered.
     assert manager.get_recovery_stats()["error_stats"]["total_errors"] == before + 10
     assert guard.breaker.state is CircuitState.CLOSED
+
+
+@pytest.mark.parametrize("strategy", [None, RecoveryStrategy.RETRY])
+@pytest.mark.parametrize(
+    ("last", "recovered"),
+    [
+        (None, [True]),
+        (KernelNotFoundError("none"), [True]),  # answers: the service is there again
+        (ArtifactError("damaged"), [True]),
+        (MemoryError(), [False]),  # another failure, of a type that is not retried
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_a_retry_comes_to_is_a_recovery_or_none(last, recovered, strategy):
+    """As many recoveries as errors that were retried, whatever ends it."""
+    retried = {} if strategy is None else {ErrorType.KERNEL_VALIDATION: strategy}
+    manager, _ = managed(strategies=retried, max_retries=2)
+    raised = [ConnectionError("away"), *([last] if last else [])]
+
+    def action():
+        if raised:
+            raise raised.pop(0)
+        return "done"
+
+    guard = manager.guard("urza")
+    if last is None:
+        assert guard(action) == "done"
+    else:
+        with pytest.raises(type(last)):
+            guard(action)
+    stats = manager.get_recovery_stats()
+    assert stats["retries"] == 1
+    found = [r.recovered for r in manager.recoveries]
+    tired = strategy is not None and isinstance(last, ArtifactError)
+    assert found == [*recovered, *([False] if tired else [])]
+    assert manager.recoveries[0].attempts == 1
+    wanted = ErrorType.MEMORY_OVERFLOW if recovered == [False] else ErrorType.NETWORK_ERROR
+    assert manager.recoveries[0].error.error_type is wanted
 
 
 def test_threads_that_probe_a_service_are_two():
