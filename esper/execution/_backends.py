@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from esper.artifacts import Artifact
 from esper.errors import InputError
 from esper.execution._load import load_jax_kernel, load_torch_kernel
+from esper.recovery._types import described
 from esper_functional import KernelMismatchError
 
 Params = Mapping[str, Any]
@@ -86,6 +87,14 @@ class TorchBackend:
             self._device = torch.device(found)
         except (RuntimeError, TypeError) as error:
             raise InputError(f"{device!r} is no device of torch: {error}") from error
+        try:
+            # A device may have a name and not be there: each kernel would be blamed for it.
+            torch.empty(0, device=self._device)
+        except Exception as error:
+            raise InputError(
+                f"torch cannot use the device {str(self._device)!r} here:"
+                f" {described(error)}. Give one that is there, such as 'cpu'"
+            ) from error
         self._torch = torch
         self._synchronize = synchronize and self._device.type == "cuda"
         self.device = str(self._device)
@@ -258,7 +267,7 @@ def backend_of(name: str, device: Any, synchronize: bool) -> Backend:
     """The backend of a name.
 
     Raises:
-        InputError: for an unknown one, or a device that is none of it.
+        InputError: for an unknown one, or a device that is none of it or not there.
     """
     if name == "torch":
         return TorchBackend(device, synchronize)

@@ -14,6 +14,7 @@ from esper.execution._load import Trust
 from esper.execution._loader import KernelLoader, Ready
 from esper.execution._measure import KernelMeasurement, measure
 from esper.recovery import ErrorRecoveryManager
+from esper.recovery._check import require
 from esper_functional import KernelMismatchError
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class RealKernelExecutor:
             only of their launch. Results of jax are always waited for.
 
     Raises:
-        InputError: for an unknown backend or device, or a cache of less than one kernel.
+        InputError: for an unknown backend, a device that is not there, or a cache of no whole
+            number of kernels from 1.
     """
 
     def __init__(
@@ -64,10 +66,7 @@ class RealKernelExecutor:
         clock: Callable[[], float] = time.perf_counter,
         synchronize: bool = False,
     ) -> None:
-        if max_kernel_cache_size < 1:
-            raise InputError(
-                f"max_kernel_cache_size must be at least 1 kernel, got {max_kernel_cache_size}"
-            )
+        require("max_kernel_cache_size of an executor", max_kernel_cache_size, 1, whole=True)
         self._backend = backend_of(backend, device, synchronize)
         self.error_recovery = recovery or ErrorRecoveryManager()
         self._incidents = Incidents(self.error_recovery, self._backend.name)
@@ -185,12 +184,12 @@ class RealKernelExecutor:
         where it was not at hand.
 
         Raises:
-            InputError: for a batch or repeats below 1.
+            InputError: for a batch or repeats that are no whole number from 1.
             ArtifactError: see `load`.
             KernelExecutionError: where it raised.
         """
-        if batch < 1 or repeats < 1:
-            raise InputError(f"batch and repeats must be at least 1, got {batch} and {repeats}")
+        require("batch of a profile", batch, 1, whole=True)
+        require("repeats of a profile", repeats, 1, whole=True)
         ready = self._loader.ready(artifact)
         try:
             return measure(

@@ -5,11 +5,14 @@ lets every caller through at once when it tries again; here the clock is an argu
 threads exactly as many go through as there are probes.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
+
+from esper.recovery._check import require
 
 
 class CircuitState(StrEnum):
@@ -83,7 +86,8 @@ class CircuitBreaker:
         on_change: is told of each change, in the thread that makes it and outside of the lock.
 
     Raises:
-        InputError: for a threshold or number of calls below 1, or a negative time.
+        InputError: for a threshold or number of calls that is no whole number from 1, or a
+            negative time.
     """
 
     def __init__(
@@ -96,14 +100,10 @@ class CircuitBreaker:
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[CircuitChange], object] | None = None,
     ) -> None:
-        if failure_threshold < 1 or half_open_max_calls < 1 or not recovery_timeout >= 0:
-            from esper.errors import InputError
-
-            raise InputError(
-                "a circuit breaker needs a failure_threshold and half_open_max_calls of at least 1"
-                f" and a recovery_timeout of at least 0 seconds, got {failure_threshold},"
-                f" {half_open_max_calls} and {recovery_timeout}"
-            )
+        of = "of a circuit breaker"
+        require(f"failure_threshold {of}", failure_threshold, 1, whole=True)
+        require(f"half_open_max_calls {of}", half_open_max_calls, 1, whole=True)
+        require(f"recovery_timeout {of}", recovery_timeout, 0, math.inf)
         self.name = name
         self.failure_threshold = failure_threshold
         self.recovery_timeout = recovery_timeout

@@ -12,14 +12,15 @@ from esper.oona import Bus
 from esper.recovery._account import Account
 from esper.recovery._attempts import Action, Attempted, once, repeatedly
 from esper.recovery._breaker import CircuitBreaker
+from esper.recovery._check import require
 from esper.recovery._classify import Classifier, Rule
 from esper.recovery._effects import Effects, with_async_sleep, with_sleep
 from esper.recovery._escalation import Escalation
 from esper.recovery._guard import NOT_THE_SERVICES, Guard
 from esper.recovery._journal import Journal, Recovery
 from esper.recovery._retry import RetryPolicy
-from esper.recovery._tracker import ErrorTracker
-from esper.recovery._types import STRATEGIES, ErrorContext, ErrorType, RecoveryStrategy
+from esper.recovery._tracker import MAX_PER_KERNEL, ErrorTracker
+from esper.recovery._types import ErrorContext, ErrorType, RecoveryStrategy, strategies_with
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -63,6 +64,9 @@ class ErrorRecoveryManager:
         clock: gives seconds, of which only differences are read.
         sleep: lets seconds pass in a thread.
         async_sleep: lets seconds pass in an event loop.
+
+    Raises:
+        InputError: for numbers out of their bounds, or strategies that there are not.
     """
 
     def __init__(
@@ -87,9 +91,13 @@ class ErrorRecoveryManager:
         sleep: Callable[[float], object] = time.sleep,
         async_sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
+        of = "of an error recovery manager"
+        # No more errors of a kernel are remembered than that.
+        require(f"problematic_after {of}", problematic_after, 1, MAX_PER_KERNEL, whole=True)
+        require(f"escalate_after {of}", escalate_after, 1, whole=True)
         self.retry = retry or RetryPolicy(max_retries, base_delay, seed=seed)
         self.draws = random.Random(self.retry.seed)
-        self.strategies = {**STRATEGIES, **(strategies or {})}
+        self.strategies = strategies_with(strategies or {})
         self.classify = Classifier(rules)
         self.error_tracker = ErrorTracker(max_history=max_history, clock=clock)
         self.journal = Journal(bus, registry)

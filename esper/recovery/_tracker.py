@@ -6,7 +6,10 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
+from esper.recovery._check import require
 from esper.recovery._types import ErrorContext, ErrorType
+
+MAX_PER_KERNEL = 100
 
 
 class ErrorTracker:
@@ -17,6 +20,9 @@ class ErrorTracker:
         max_kernels: kernels whose errors are remembered; the one that failed longest ago goes.
         max_per_kernel: errors that are remembered of one.
         clock: gives seconds, of which only differences are read.
+
+    Raises:
+        InputError: for a number to remember that is no whole number from 1.
     """
 
     def __init__(
@@ -24,9 +30,15 @@ class ErrorTracker:
         *,
         max_history: int = 1000,
         max_kernels: int = 1000,
-        max_per_kernel: int = 100,
+        max_per_kernel: int = MAX_PER_KERNEL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        for name, most in (
+            ("max_history", max_history),
+            ("max_kernels", max_kernels),
+            ("max_per_kernel", max_per_kernel),
+        ):
+            require(f"{name} of an error tracker", most, 1, whole=True)
         self._clock = clock
         self._lock = threading.Lock()
         self._history: deque[ErrorContext] = deque(maxlen=max_history)

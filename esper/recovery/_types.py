@@ -72,6 +72,23 @@ STRATEGIES: Mapping[ErrorType, RecoveryStrategy] = {
 """What is done where nobody has said otherwise."""
 
 
+def strategies_with(own: Mapping[ErrorType, RecoveryStrategy]) -> dict[ErrorType, RecoveryStrategy]:
+    """`STRATEGIES` but for those given, by both spellings of a type, or its value.
+
+    Raises:
+        InputError: for an unknown type or strategy.
+    """
+    try:
+        return {**STRATEGIES, **{ErrorType(k): RecoveryStrategy(s) for k, s in own.items()}}
+    except ValueError as error:
+        from esper.errors import InputError
+
+        raise InputError(
+            f"strategies of an error recovery manager: {error}: expected a type of"
+            f" {', '.join(ErrorType)}, and for it one of {', '.join(RecoveryStrategy)}"
+        ) from error
+
+
 def described(error: BaseException) -> str:
     """An error in one line of bounded length."""
     text = str(error).strip()

@@ -471,18 +471,30 @@ def test_what_is_traced_cannot_be_looked_at_and_is_not_said_to_be_finite(transfo
     assert executor.get_performance_stats()["errors"]["count"] == 0
 
 
-def test_what_makes_no_executor_is_refused():
-    backend: Any = "tensorflow"
-    for make, message in (
-        (lambda: trusting(backend=backend), "unknown backend 'tensorflow': expected one"),
-        (lambda: trusting(max_kernel_cache_size=0), "must be at least 1 kernel, got 0"),
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: trusting(backend="tensorflow"), "unknown backend 'tensorflow': expected one"),
+        (
+            lambda: trusting(max_kernel_cache_size=0),
+            "max_kernel_cache_size of an executor must be a whole number of at least 1, got 0",
+        ),
+        (lambda: trusting(max_kernel_cache_size=2.5), "a whole number of at least 1, got 2.5"),
         (lambda: trusting("abacus"), "'abacus' is no device of torch"),
         (lambda: trusting("abacus", backend="jax"), "'abacus' is no platform of jax"),
         (lambda: trusting(3, backend="jax"), "3 is no device of jax: expected one of"),
-        (lambda: trusting().profile(drawn(1), 0), "must be at least 1, got 0 and 100"),
-    ):
-        with pytest.raises(InputError, match=message):
-            make()
+        # One that torch knows by name; no machine has as many.
+        (
+            lambda: trusting("cuda:99"),
+            "torch cannot use the device 'cuda:99' here: .* Give one that is there, such as 'cpu'",
+        ),
+        (lambda: trusting().profile(drawn(1), 0), "batch of a profile must be .* 1, got 0"),
+        (lambda: trusting().profile(drawn(1), repeats=0), "repeats of a profile .* 1, got 0"),
+    ],
+)
+def test_what_makes_no_executor_is_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 def test_jax_runs_without_torch_and_torch_is_asked_for_by_name(tmp_path):

@@ -310,14 +310,29 @@ def test_a_listener_may_ask_the_breaker():
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "expected"),
     [
-        {"failure_threshold": 0},
-        {"half_open_max_calls": 0},
-        {"recovery_timeout": -1.0},
-        {"recovery_timeout": float("nan")},
+        ({"failure_threshold": 0}, "a whole number of at least 1, got 0"),
+        ({"failure_threshold": 2.5}, "a whole number of at least 1, got 2.5"),
+        ({"half_open_max_calls": 0}, "a whole number of at least 1, got 0"),
+        ({"half_open_max_calls": True}, "a whole number of at least 1, got True"),
+        ({"recovery_timeout": -1.0}, "a number of at least 0, got -1.0"),
+        ({"recovery_timeout": float("nan")}, "a number of at least 0, got nan"),
+        ({"recovery_timeout": "60"}, "a number of at least 0, got '60'"),
     ],
 )
-def test_what_makes_no_breaker_is_refused(options):
-    with pytest.raises(InputError, match="a circuit breaker needs a failure_threshold"):
+def test_what_makes_no_breaker_is_refused(options, expected):
+    (name,) = options
+    with pytest.raises(InputError, match=f"^{name} of a circuit breaker must be {expected}"):
         CircuitBreaker(**options)
+
+
+def test_a_breaker_that_stays_open_until_it_is_closed_by_hand():
+    clock = Hand()
+    breaker = CircuitBreaker(1, float("inf"), clock=clock)
+    breaker.record_failure()
+    clock.now += 1e12
+    with pytest.raises(CircuitBreakerOpenError, match="another inf s"):
+        breaker.acquire()
+    breaker.reset()
+    assert breaker.can_proceed()
