@@ -282,6 +282,8 @@ class ErrorRecoveryManager:
     ) -> Effects[bool]:
         kept = self._remember(context)
         strategy = self.strategies[context.error_type]
+        if strategy is RecoveryStrategy.CIRCUIT_BREAKER:
+            self.breaker(context.component, context.error_type).record_failure()
         with self._lock:
             busy = context.place in self._active
             if not busy:
@@ -302,8 +304,6 @@ class ErrorRecoveryManager:
                 actions.append(("retry", self._again(context, retry, _not_false)))
             if strategy is RecoveryStrategy.GRACEFUL_DEGRADATION and degrade is not None:
                 actions.append(("degrade", once(degrade, _not_false)))
-            if strategy is RecoveryStrategy.CIRCUIT_BREAKER:
-                self.breaker(context.component, context.error_type).record_failure()
             if fallback is not None:
                 actions.append(("fallback", once(fallback, _not_false)))
             name, attempts, worked = "nothing", 0, False

@@ -373,6 +373,18 @@ def test_failures_in_a_row_are_those_without_a_success_that_the_caller_tells_of(
     assert breaker.state is CircuitState.OPEN
 
 
+def test_a_failure_counts_while_another_is_recovered():
+    manager, _ = managed()
+    full = context(ErrorType.MEMORY_OVERFLOW)
+
+    def fallback():
+        for _ in range(4):
+            assert not manager.handle_error_sync(full, lambda: True)
+
+    assert manager.handle_error_sync(full, fallback)
+    assert manager.breaker(full.component, full.error_type).state is CircuitState.OPEN
+
+
 def test_less_is_done_before_something_else():
     manager, _ = managed()
     validation = context(ErrorType.KERNEL_VALIDATION)
