@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from esper.artifacts import Artifact
 from esper.errors import InputError
 from esper.execution._load import load_jax_kernel, load_torch_kernel
+from esper.recovery._types import described
 from esper_functional import KernelMismatchError
 
 Params = Mapping[str, Any]
@@ -42,8 +43,8 @@ class Backend(Protocol):
         """Parameters on the device, in the order of the program's arguments."""
         ...
 
-    def enter(self, x: Any) -> Any:
-        """An input on the device; raises KernelMismatchError for what is none."""
+    def enter(self, x: Any, name: str = "the input") -> Any:
+        """An array on the device; raises KernelMismatchError for what is none of its own."""
         ...
 
     def wait(self, y: Any) -> bool:
@@ -86,6 +87,14 @@ class TorchBackend:
             self._device = torch.device(found)
         except (RuntimeError, TypeError) as error:
             raise InputError(f"{device!r} is no device of torch: {error}") from error
+        try:
+            # A device may have a name and not be there: each kernel would be blamed for it.
+            torch.empty(0, device=self._device)
+        except Exception as error:
+            raise InputError(
+                f"torch cannot use the device {str(self._device)!r} here:"
+                f" {described(error)}. Give one that is there, such as 'cpu'"
+            ) from error
         self._torch = torch
         self._synchronize = synchronize and self._device.type == "cuda"
         self.device = str(self._device)
@@ -119,12 +128,12 @@ class TorchBackend:
             for name, p in params.items()
         }
 
-    def enter(self, x: Any) -> Any:
+    def enter(self, x: Any, name: str = "the input") -> Any:
         """See `Backend.enter`."""
         if not isinstance(x, self._torch.Tensor):
             raise KernelMismatchError(
-                f"a kernel on torch takes a tensor, got a {type(x).__name__}: convert it, or use"
-                " the backend 'jax'"
+                f"a kernel on torch takes a tensor as {name}, got a {type(x).__name__}: convert"
+                " it, or use the backend 'jax'"
             )
         return x if x.device == self._device else x.to(self._device)
 
@@ -171,9 +180,11 @@ class JaxBackend:
 
     def __init__(self, device: Any) -> None:
         import jax
+        import numpy as np
         from jax.core import Tracer
 
         self._jax = jax
+        self._arrays = (jax.Array, np.ndarray)
         self._tracer = Tracer
         if isinstance(device, str):
             try:
@@ -215,15 +226,17 @@ class JaxBackend:
         """See `Backend.place`."""
         return params if self._device is None else self._jax.device_put(params, self._device)
 
-    def enter(self, x: Any) -> Any:
+    def enter(self, x: Any, name: str = "the input") -> Any:
         """See `Backend.enter`."""
-        if not hasattr(x, "shape") or not hasattr(x, "__array__"):
+        if not isinstance(x, self._arrays):
             raise KernelMismatchError(
-                f"a kernel on jax takes an array, got a {type(x).__name__}: convert it with"
-                " jax.numpy.asarray, or use the backend 'torch'"
+                f"a kernel on jax takes an array of jax or numpy as {name}, got a"
+                f" {type(x).__name__}: convert it with jax.numpy.asarray, or use the backend"
+                " 'torch'"
             )
-        traced = isinstance(x, self._tracer)
-        return x if self._device is None or traced else self._jax.device_put(x, self._device)
+        if self._device is None or isinstance(x, self._tracer) or x.device == self._device:
+            return x
+        return self._jax.device_put(x, self._device)
 
     def wait(self, y: Any) -> bool:
         """See `Backend.wait`."""
@@ -254,7 +267,7 @@ def backend_of(name: str, device: Any, synchronize: bool) -> Backend:
     """The backend of a name.
 
     Raises:
-        InputError: for an unknown one, or a device that is none of it.
+        InputError: for an unknown one, or a device that is none of it or not there.
     """
     if name == "torch":
         return TorchBackend(device, synchronize)

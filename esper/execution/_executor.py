@@ -14,6 +14,7 @@ from esper.execution._load import Trust
 from esper.execution._loader import KernelLoader, Ready
 from esper.execution._measure import KernelMeasurement, measure
 from esper.recovery import ErrorRecoveryManager
+from esper.recovery._check import require
 from esper_functional import KernelMismatchError
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class RealKernelExecutor:
             only of their launch. Results of jax are always waited for.
 
     Raises:
-        InputError: for an unknown backend or device, or a cache of less than one kernel.
+        InputError: for an unknown backend, a device that is not there, or a cache of no whole
+            number of kernels from 1.
     """
 
     def __init__(
@@ -64,10 +66,7 @@ class RealKernelExecutor:
         clock: Callable[[], float] = time.perf_counter,
         synchronize: bool = False,
     ) -> None:
-        if max_kernel_cache_size < 1:
-            raise InputError(
-                f"max_kernel_cache_size must be at least 1 kernel, got {max_kernel_cache_size}"
-            )
+        require("max_kernel_cache_size of an executor", max_kernel_cache_size, 1, whole=True)
         self._backend = backend_of(backend, device, synchronize)
         self.error_recovery = recovery or ErrorRecoveryManager()
         self._incidents = Incidents(self.error_recovery, self._backend.name)
@@ -108,14 +107,17 @@ class RealKernelExecutor:
 
         Args:
             x: `[*batch, *example]`, in the kernel's dtype.
-            params: by name, in place of those at birth.
-            check: whether a result that is not finite is an error. It needs to be waited for.
+            params: by name, in place of those at birth, and of their shapes and dtypes.
+            check: whether a result that is not finite is an error. It needs to be waited for,
+                and so cannot be asked for where jax traces.
 
         Returns:
             `[*batch, *output]`.
 
         Raises:
-            KernelMismatchError: for an input or parameters of another structure.
+            KernelMismatchError: for an input or parameters of another structure. It is recorded,
+                but not as an error of this kernel.
+            InputError: for `check` inside of a transformation of jax.
             ArtifactError: see `load`.
             KernelExecutionError: where it raised, or `check` found what is not finite. The error
                 is recorded; what raised it is its cause.
@@ -127,9 +129,9 @@ class RealKernelExecutor:
             known = kind in ready.seen
             if not known:
                 self._check_input(ready, x, artifact.kernel_id)
-            values = ready.params if params is None else _in_order(ready, params, artifact)
+            values = ready.params if params is None else self._in_order(ready, params, artifact)
         except KernelMismatchError as error:
-            self._incidents.record(error, artifact)
+            self._incidents.misused(error, artifact)
             raise
         loaded = ready.loaded
         compiles = not (known or loaded.route == "torchscript" or kind in loaded.seen)
@@ -140,6 +142,12 @@ class RealKernelExecutor:
         except Exception as error:
             what = f"failed on {self._where(ready)} for {_of(x)}"
             raise self._incidents.failed(error, artifact, what) from error
+        if check and not timed:
+            raise InputError(
+                "check=True was asked for inside of jax.jit, jax.grad or another transformation,"
+                " where a result has no numbers yet: leave it out there, and look at what comes"
+                " out of the transformation"
+            )
         if timed:
             (self._compilation if compiles else self._execution).add(self._clock() - begun)
             if not known:
@@ -170,15 +178,18 @@ class RealKernelExecutor:
     def profile(
         self, artifact: Artifact, batch: int = 32, *, repeats: int = 100
     ) -> KernelMeasurement:
-        """Measure what a kernel costs, apart from the statistics of this executor.
+        """Measure what a kernel costs.
+
+        Its calls are in none of this executor's statistics; that it was loaded for them is,
+        where it was not at hand.
 
         Raises:
-            InputError: for a batch or repeats below 1.
+            InputError: for a batch or repeats that are no whole number from 1.
             ArtifactError: see `load`.
             KernelExecutionError: where it raised.
         """
-        if batch < 1 or repeats < 1:
-            raise InputError(f"batch and repeats must be at least 1, got {batch} and {repeats}")
+        require("batch of a profile", batch, 1, whole=True)
+        require("repeats of a profile", repeats, 1, whole=True)
         ready = self._loader.ready(artifact)
         try:
             return measure(
@@ -220,18 +231,28 @@ class RealKernelExecutor:
                 " kernel compiled for this signature, or reshape and cast the input"
             )
 
+    def _in_order(self, ready: Ready, params: Mapping[str, Any], artifact: Artifact) -> Params:
+        """The parameters given, on the device and in the order of the program's arguments."""
+        short = artifact.kernel_id[:12]
+        if params.keys() != ready.params.keys():
+            raise KernelMismatchError(
+                f"kernel {short} has the parameters {', '.join(ready.params)}, got"
+                f" {', '.join(params) or 'none'}: give each of them by its name"
+            )
+        found: dict[str, Any] = {}
+        for name, kept in ready.params.items():
+            given = self._backend.enter(params[name], name)
+            # Torch would compute with what can be broadcast.
+            if given.shape != kept.shape or given.dtype != kept.dtype:
+                raise KernelMismatchError(
+                    f"kernel {short} takes {_of(kept)} as its parameter {name}, got {_of(given)}:"
+                    " give it in the shape and dtype that it has at birth"
+                )
+            found[name] = given
+        return found
+
     def _where(self, ready: Ready) -> str:
         return f"{self._backend.name} ({ready.loaded.route}, {self.device})"
-
-
-def _in_order(ready: Ready, params: Mapping[str, Any], artifact: Artifact) -> Params:
-    """The parameters given, in the order of the program's arguments."""
-    if set(params) != set(ready.params):
-        raise KernelMismatchError(
-            f"kernel {artifact.kernel_id[:12]} has the parameters {', '.join(ready.params)}, got"
-            f" {', '.join(params) or 'none'}: give each of them by its name"
-        )
-    return {name: params[name] for name in ready.params}
 
 
 def _of(x: Any) -> str:

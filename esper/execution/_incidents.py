@@ -26,13 +26,22 @@ class Incidents:
         self._errors = ErrorTracker()
 
     def record(self, error: Exception, artifact: Artifact, **metadata: Any) -> ErrorContext:
-        """Count an error, and tell of it."""
+        """Count an error of a kernel, and tell of it."""
+        return self._record(error, artifact.kernel_id, metadata)
+
+    def misused(self, error: Exception, artifact: Artifact) -> None:
+        """Count an error of whoever called a kernel, which is none of the kernel's."""
+        self._record(error, None, {"called": artifact.kernel_id})
+
+    def _record(
+        self, error: Exception, kernel_id: str | None, metadata: dict[str, Any]
+    ) -> ErrorContext:
         context = create_error_context(
             COMPONENT,
             # What was asked for here and is not there, is missing.
             error_type=self._recovery.classify(error) or ErrorType.KERNEL_LOADING,
             exception=error,
-            kernel_id=artifact.kernel_id,
+            kernel_id=kernel_id,
             metadata={"backend": self._backend, **metadata},
         )
         self._errors.record_error(context)

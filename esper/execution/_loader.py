@@ -97,7 +97,8 @@ class KernelLoader:
         self._compilation = compilation
         self._limit = limit
         self._lock = threading.Lock()
-        self._loading = threading.Lock()
+        # Whoever is told of a kernel while it is loaded may load it, or another.
+        self._loading = threading.RLock()
         self._programs: _Recent[str, Loaded] = _Recent(limit)
         self._kernels: _Recent[str, Ready] = _Recent(limit)
         self._hits = self._misses = self._fallbacks = 0

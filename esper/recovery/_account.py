@@ -26,12 +26,15 @@ class Account:
         """Remember what was done."""
         with self._lock:
             self._recoveries.append(recovery)
+            self._counts["escalations"] += recovery.escalated
+            if not recovery.tried:
+                self._counts["untried"] += 1
+                return
             by_type = self._by_type.setdefault(recovery.error.error_type, Counter())
             self._counts["total"] += 1
             by_type["attempted"] += 1
             self._counts["recovered"] += recovery.recovered
             by_type["recovered"] += recovery.recovered
-            self._counts["escalations"] += recovery.escalated
             key = _key(recovery.error)
             before = self._unsuccessful.pop(key, 0)
             # Somebody has been told: the next ones are counted anew.
@@ -62,8 +65,9 @@ class Account:
             total = self._counts["total"]
             return {
                 "total_recoveries": total,
-                "recent_recoveries": sum(now - r.at < HOUR for r in self._recoveries),
+                "recent_recoveries": sum(r.tried and now - r.at < HOUR for r in self._recoveries),
                 "recovery_success_rate": self._counts["recovered"] / total if total else None,
+                "untried_recoveries": self._counts["untried"],
                 "retries": self._counts["retries"],
                 "escalations": self._counts["escalations"],
                 "by_type": {kind.value: dict(n) for kind, n in sorted(self._by_type.items())},

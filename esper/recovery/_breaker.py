@@ -5,11 +5,14 @@ lets every caller through at once when it tries again; here the clock is an argu
 threads exactly as many go through as there are probes.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
+
+from esper.recovery._check import require
 
 
 class CircuitState(StrEnum):
@@ -68,22 +71,23 @@ class CircuitBreaker:
 
     A call asks with `acquire` or `try_acquire`, and gives its permit back to `record_success`,
     `record_failure` or, where it came to no end that says anything, `release`. A permit belongs
-    to the period between two changes of state: what a call of an earlier one reports changes
-    nothing, however late it comes. `can_proceed` asks without a permit; what is recorded without
-    one counts for the period that there is.
+    to the state in which it was given: what a call reports after a change changes nothing, and
+    before one it counts, however long the call took. `can_proceed` asks without a permit; what
+    is recorded without one counts for the state that there is.
 
     Args:
         failure_threshold: failures in a row that open it.
         recovery_timeout: seconds for which it stays open. Probes that report nothing for as long
-            are given up, and others are let through.
-        half_open_max_calls: calls that may probe; it closes when all of them have succeeded, and
-            opens again when one fails.
+            are not waited for, and others are let through.
+        half_open_max_calls: calls that may probe at once; it closes when as many have succeeded,
+            and opens again when one fails.
         name: for messages and events.
         clock: gives seconds, of which only differences are read.
         on_change: is told of each change, in the thread that makes it and outside of the lock.
 
     Raises:
-        InputError: for a threshold or number of calls below 1, or a negative time.
+        InputError: for a threshold or number of calls that is no whole number from 1, or a
+            negative time.
     """
 
     def __init__(
@@ -96,14 +100,10 @@ class CircuitBreaker:
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[CircuitChange], object] | None = None,
     ) -> None:
-        if failure_threshold < 1 or half_open_max_calls < 1 or not recovery_timeout >= 0:
-            from esper.errors import InputError
-
-            raise InputError(
-                "a circuit breaker needs a failure_threshold and half_open_max_calls of at least 1"
-                f" and a recovery_timeout of at least 0 seconds, got {failure_threshold},"
-                f" {half_open_max_calls} and {recovery_timeout}"
-            )
+        of = "of a circuit breaker"
+        require(f"failure_threshold {of}", failure_threshold, 1, whole=True)
+        require(f"half_open_max_calls {of}", half_open_max_calls, 1, whole=True)
+        require(f"recovery_timeout {of}", recovery_timeout, 0, math.inf)
         self.name = name
         self.failure_threshold = failure_threshold
         self.recovery_timeout = recovery_timeout
@@ -112,7 +112,8 @@ class CircuitBreaker:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._state = CircuitState.CLOSED
-        self._period = 0
+        self._round = 0
+        self._first_round = 0
         self._changes = 0
         self._since = clock()
         self._failures = 0
@@ -169,21 +170,18 @@ class CircuitBreaker:
         """A call succeeded."""
         changes: list[CircuitChange] = []
         with self._lock:
-            if permit in (None, self._period):
+            if self._counts(permit):
                 if self._state is CircuitState.CLOSED:
                     self._failures = 0
-                elif self._state is CircuitState.HALF_OPEN and self._probing:
-                    self._probing -= 1
-                    self._succeeded += 1
-                    if self._succeeded >= self.half_open_max_calls:
-                        self._move(CircuitEvent.RECOVER, changes)
+                elif self._state is CircuitState.HALF_OPEN:
+                    self._probe_succeeded(permit, changes)
         self._tell(changes)
 
     def record_failure(self, permit: int | None = None) -> None:
         """A call failed."""
         changes: list[CircuitChange] = []
         with self._lock:
-            if permit in (None, self._period):
+            if self._counts(permit):
                 if self._state is CircuitState.CLOSED:
                     self._failures += 1
                     if self._failures >= self.failure_threshold:
@@ -195,7 +193,7 @@ class CircuitBreaker:
     def release(self, permit: int) -> None:
         """A call ended in neither way, such as by an interruption: another may probe instead."""
         with self._lock:
-            if permit == self._period and self._probing:
+            if permit == self._round and self._probing:
                 self._probing -= 1
 
     def trip(self) -> None:
@@ -232,16 +230,16 @@ class CircuitBreaker:
             now = self._clock()
             if self._state is CircuitState.OPEN and self._waited(now):
                 self._move(CircuitEvent.PROBE, changes)
-            permit: int | None = self._period
+            permit: int | None = self._round
             if self._state is CircuitState.HALF_OPEN:
                 if self._probing + self._succeeded >= self.half_open_max_calls:
                     if self._waited(now):
-                        self._begin_period(now)
+                        self._begin_round(now)
                     else:
                         permit = None
                 if permit is not None:
                     self._probing += 1
-                    permit = self._period
+                    permit = self._round
             elif self._state is CircuitState.OPEN:
                 permit = None
             if permit is None:
@@ -260,17 +258,32 @@ class CircuitBreaker:
             return left
         return 0.0
 
-    def _begin_period(self, now: float) -> None:
-        self._period += 1
+    def _counts(self, permit: int | None) -> bool:
+        return permit is None or permit >= self._first_round
+
+    def _probe_succeeded(self, permit: int | None, changes: list[CircuitChange]) -> None:
+        if permit in (None, self._round):
+            if not self._probing:  # nobody has asked
+                return
+            self._probing -= 1
+        self._succeeded += 1
+        if self._succeeded >= self.half_open_max_calls:
+            self._move(CircuitEvent.RECOVER, changes)
+
+    def _begin_round(self, now: float) -> None:
+        # Probes of the round before are not waited for, but what they report still counts.
+        self._round += 1
         self._since = now
-        self._probing = self._succeeded = 0
+        self._probing = 0
 
     def _move(self, event: CircuitEvent, changes: list[CircuitChange]) -> None:
         before, after = self._state, MOVES.get((self._state, event), self._state)
         if after is before:
             return
         now = self._clock()
-        self._begin_period(now)
+        self._begin_round(now)
+        self._first_round = self._round
+        self._succeeded = 0
         self._state = after
         self._changes += 1
         if after is CircuitState.CLOSED:

@@ -55,6 +55,9 @@ class Guard:
                 result = yield from through(breaker, permit, action, self._fails)
             except Exception as error:
                 kind = manager.classify(error)
+                answered = kind is None or kind in self._answers
+                if answered:
+                    self._recovered(last, made)
                 if kind is None:
                     raise
                 last = manager.record_error(ErrorContext(kind, self._name, exception=error))
@@ -66,16 +69,20 @@ class Guard:
                     yield Wait(delay)
                     permit = breaker.try_acquire()
                 if permit is None:
-                    if again:
+                    if again or (made > 1 and not answered):
                         self._gave_up(last, made, error)
                     raise
                 manager.count_retry(self._name)
             else:
-                if last is not None:
-                    manager.record_recovery(
-                        last, RecoveryStrategy.RETRY, True, action="retry", attempts=made - 1
-                    )
+                self._recovered(last, made)
                 return result
+
+    def _recovered(self, last: ErrorContext | None, made: int) -> None:
+        """The service has answered, after an error where there was one."""
+        if last is not None:
+            self._manager.record_recovery(
+                last, RecoveryStrategy.RETRY, True, action="retry", attempts=made - 1
+            )
 
     def _gave_up(self, last: ErrorContext, made: int, error: Exception) -> None:
         state = self.breaker.state.value

@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from esper.recovery._attempts import Action
+from esper.recovery._check import require
 from esper.recovery._manager import ErrorRecoveryManager
 from esper.recovery._types import ErrorContext, ErrorType
 
@@ -41,7 +42,8 @@ class HealthMonitor:
         weights: of errors, latency and memory; they add up to 1.
 
     Raises:
-        InputError: for thresholds that are not above 0, or weights that do not add up to 1.
+        InputError: for a window that is no whole number from 1, thresholds or a factor that are
+            not above 0, or weights that are not three or do not add up to 1.
     """
 
     def __init__(
@@ -55,10 +57,17 @@ class HealthMonitor:
         memory_threshold_percent: float = 90.0,
         weights: tuple[float, float, float] = (0.5, 0.3, 0.2),
     ) -> None:
-        bounds = (window_size, error_threshold, latency_threshold_ms, memory_threshold_percent)
-        if not all(bound > 0 for bound in (*bounds, latency_factor or 1.0)):
-            raise _refusal(f"a window and thresholds above 0, got {bounds}, {latency_factor}")
-        if min(weights) < 0 or not math.isclose(sum(weights), 1.0):
+        of = "of a health monitor"
+        require(f"window_size {of}", window_size, 1, whole=True)
+        for name, threshold in (
+            ("error_threshold", error_threshold),
+            ("latency_threshold_ms", latency_threshold_ms),
+            ("memory_threshold_percent", memory_threshold_percent),
+        ):
+            require(f"{name} {of}", threshold, 0, math.inf, above=True)
+        if latency_factor is not None:
+            require(f"latency_factor {of}", latency_factor, 0, above=True)
+        if len(weights) != 3 or min(weights) < 0 or not math.isclose(sum(weights), 1.0):
             raise _refusal(f"three weights from 0 that add up to 1, got {weights}")
         self.window_size = window_size
         self.error_threshold = error_threshold

@@ -31,6 +31,9 @@ class Recovery:
     """Why it did not work, or what went wrong on the way; may be empty."""
     at: float
     """Seconds on the manager's clock."""
+    tried: bool = True
+    """False where nothing was to be done here: a recovery at this place was under way already, or
+    an error was only recorded, and somebody was to be told. It is neither success nor failure."""
 
     def payload(self) -> dict[str, Any]:
         """What an event says of it: JSON-able."""
@@ -105,7 +108,8 @@ class Journal:
         self._publish(Topic.RECOVERY, recovery.payload())
         if self._metrics is not None:
             kind = recovery.error.error_type.value
-            outcome = "recovered" if recovery.recovered else "failed"
+            done = "recovered" if recovery.recovered else "failed"
+            outcome = done if recovery.tried else "untried"
             self._metrics.recoveries.labels(kind, recovery.strategy.value, outcome).inc()
             if recovery.escalated:
                 self._metrics.escalations.labels(kind).inc()

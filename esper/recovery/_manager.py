@@ -12,13 +12,15 @@ from esper.oona import Bus
 from esper.recovery._account import Account
 from esper.recovery._attempts import Action, Attempted, once, repeatedly
 from esper.recovery._breaker import CircuitBreaker
+from esper.recovery._check import require
 from esper.recovery._classify import Classifier, Rule
 from esper.recovery._effects import Effects, with_async_sleep, with_sleep
+from esper.recovery._escalation import Escalation
 from esper.recovery._guard import NOT_THE_SERVICES, Guard
 from esper.recovery._journal import Journal, Recovery
 from esper.recovery._retry import RetryPolicy
-from esper.recovery._tracker import ErrorTracker
-from esper.recovery._types import STRATEGIES, ErrorContext, ErrorType, RecoveryStrategy
+from esper.recovery._tracker import MAX_PER_KERNEL, ErrorTracker
+from esper.recovery._types import ErrorContext, ErrorType, RecoveryStrategy, strategies_with
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -50,16 +52,21 @@ class ErrorRecoveryManager:
         failure_threshold: failures in a row that open a circuit breaker.
         recovery_timeout: seconds for which it stays open.
         half_open_max_calls: calls that probe it then.
-        problematic_after: errors of one kernel of which somebody is told.
+        problematic_after: errors of one kernel from which on somebody is told of it, once, however
+            they were recorded; from 1 to 100.
         escalate_after: recoveries in a row without success, of one type at one place, of which
             somebody is told.
-        on_escalate: tells somebody. What it raises is recorded, and stops nothing.
+        on_escalate: tells somebody. What it raises is recorded, and stops nothing. It is a plain
+            function where `record_error` may call it, as an executor does, which cannot wait.
         bus: errors, recoveries and changes of breakers are published on it.
         registry: they are counted in it; see `docs/recovery.md` for the names.
         max_history: errors and recoveries that are remembered.
         clock: gives seconds, of which only differences are read.
         sleep: lets seconds pass in a thread.
         async_sleep: lets seconds pass in an event loop.
+
+    Raises:
+        InputError: for numbers out of their bounds, or strategies that there are not.
     """
 
     def __init__(
@@ -84,13 +91,20 @@ class ErrorRecoveryManager:
         sleep: Callable[[float], object] = time.sleep,
         async_sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
+        of = "of an error recovery manager"
+        # No more errors of a kernel are remembered than that.
+        require(f"problematic_after {of}", problematic_after, 1, MAX_PER_KERNEL, whole=True)
+        require(f"escalate_after {of}", escalate_after, 1, whole=True)
         self.retry = retry or RetryPolicy(max_retries, base_delay, seed=seed)
         self.draws = random.Random(self.retry.seed)
-        self.strategies = {**STRATEGIES, **(strategies or {})}
+        self.strategies = strategies_with(strategies or {})
         self.classify = Classifier(rules)
         self.error_tracker = ErrorTracker(max_history=max_history, clock=clock)
         self.journal = Journal(bus, registry)
         self._account = Account(max_history)
+        self._escalation = Escalation(
+            on_escalate, problematic_after, escalate_after, self.error_tracker, self._account
+        )
         self.clock = clock
         self.sleep = sleep
         self.async_sleep = async_sleep
@@ -102,9 +116,6 @@ class ErrorRecoveryManager:
             "on_change": self.journal.circuit,
         }
         CircuitBreaker(**self._breaker_options)  # what is wrong with them is said here
-        self._problematic_after = problematic_after
-        self._escalate_after = escalate_after
-        self._on_escalate = on_escalate
         self._lock = threading.Lock()
         self._breakers: dict[str, CircuitBreaker] = {}
         self._active: set[tuple[str, str, int | None]] = set()
@@ -200,11 +211,16 @@ class ErrorRecoveryManager:
     def record_error(self, context: ErrorContext) -> ErrorContext:
         """Remember an error and tell of it, and do nothing about it.
 
+        Where its kernel has failed too often, `on_escalate` is told.
+
         Returns:
             What is remembered.
         """
-        kept = self.error_tracker.record_error(context)
-        self.journal.error(kept)
+        kept = self._remember(context)
+        escalated, detail = with_sleep(self._escalation.tell(context, []), self.sleep)
+        if escalated:
+            strategy = self.strategies[kept.error_type]
+            self.record_recovery(kept, strategy, False, escalated=True, detail=detail, tried=False)
         return kept
 
     def record_recovery(
@@ -217,14 +233,16 @@ class ErrorRecoveryManager:
         attempts: int = 0,
         escalated: bool = False,
         detail: str = "",
+        tried: bool = True,
     ) -> None:
         """Remember what was done about an error, here or by somebody else, and tell of it.
 
         Args:
             context: the error, as `record_error` returned it.
+            tried: False where nothing was to be done, which is counted apart.
         """
         recovery = Recovery(
-            context, strategy, recovered, action, attempts, escalated, detail, self.clock()
+            context, strategy, recovered, action, attempts, escalated, detail, self.clock(), tried
         )
         self._account.record(recovery)
         self.journal.recovery(recovery)
@@ -243,7 +261,8 @@ class ErrorRecoveryManager:
         """Counts since the beginning, and the state of everything; JSON-able.
 
         `recovery_success_rate` is from 0 to 1, and None where nothing was to be recovered;
-        `recent_recoveries` are those remembered of the last hour.
+        `recent_recoveries` are those remembered of the last hour; `untried_recoveries`, of which
+        all the others know nothing, found another under way at their place, or only told somebody.
         """
         with self._lock:
             active, breakers = len(self._active), dict(self._breakers)
@@ -261,25 +280,30 @@ class ErrorRecoveryManager:
         retry: Action | None,
         degrade: Action | None,
     ) -> Effects[bool]:
-        kept = self.record_error(context)
+        kept = self._remember(context)
         strategy = self.strategies[context.error_type]
+        if strategy is RecoveryStrategy.CIRCUIT_BREAKER:
+            self.breaker(context.component, context.error_type).record_failure()
         with self._lock:
             busy = context.place in self._active
             if not busy:
                 self._active.add(context.place)
         if busy:
-            detail = "nothing was called: a recovery at this place is under way already"
-            self.record_recovery(kept, strategy, False, detail=detail)
+            escalated, detail = yield from self._escalation.tell(context, [])
+            why = "nothing was called: a recovery at this place is under way already"
+            self.record_recovery(
+                kept, strategy, False, escalated=escalated, tried=False,
+                detail=f"{why}; {detail}" if detail else why,
+            )  # fmt: skip
             return False
         try:
-            escalated, detail = yield from self._escalate(context, kept, strategy)
+            reasons = self._escalation.reasons(kept, strategy)
+            escalated, detail = yield from self._escalation.tell(context, reasons)
             actions: list[tuple[str, Effects[Attempted]]] = []
             if strategy is RecoveryStrategy.RETRY and retry is not None:
                 actions.append(("retry", self._again(context, retry, _not_false)))
             if strategy is RecoveryStrategy.GRACEFUL_DEGRADATION and degrade is not None:
                 actions.append(("degrade", once(degrade, _not_false)))
-            if strategy is RecoveryStrategy.CIRCUIT_BREAKER:
-                self.breaker(context.component, context.error_type).record_failure()
             if fallback is not None:
                 actions.append(("fallback", once(fallback, _not_false)))
             name, attempts, worked = "nothing", 0, False
@@ -311,9 +335,10 @@ class ErrorRecoveryManager:
         if kind is None:
             raise error
         full = _completed(context, kind, error)
-        kept = self.record_error(full)
+        kept = self._remember(full)
         strategy = self.strategies[full.error_type]
-        escalated, detail = yield from self._escalate(full, kept, strategy)
+        reasons = self._escalation.reasons(kept, strategy)
+        escalated, detail = yield from self._escalation.tell(full, reasons)
         if strategy is RecoveryStrategy.RETRY:
             tried = yield from self._again(full, recovery_fn, _anything)
         else:
@@ -329,6 +354,11 @@ class ErrorRecoveryManager:
         error.add_note(f"recovery failed after {tried.attempts} attempts: {tried.detail}")
         raise error
 
+    def _remember(self, context: ErrorContext) -> ErrorContext:
+        kept = self.error_tracker.record_error(context)
+        self.journal.error(kept)
+        return kept
+
     def _again(
         self, context: ErrorContext, action: Action, works: Callable[[Any], bool]
     ) -> Effects[Attempted]:
@@ -336,28 +366,6 @@ class ErrorRecoveryManager:
         delays = self.retry.delays(self.draws)
         on_attempt = lambda: self.count_retry(context.component)  # noqa: E731
         return repeatedly(action, breaker, self.retry.attempts, delays, on_attempt, works)
-
-    def _escalate(
-        self, context: ErrorContext, kept: ErrorContext, strategy: RecoveryStrategy
-    ) -> Effects[tuple[bool, str]]:
-        """Tell somebody, where it is to be; whether it was, and what went wrong."""
-        kernel = context.kernel_id
-        in_a_row = self._account.unsuccessful_in_a_row(kept) >= self._escalate_after
-        errors = 0 if kernel is None else self.error_tracker.errors_of_kernel(kernel)
-        reasons = [
-            *(["its type asks for it"] if strategy is RecoveryStrategy.ESCALATE else []),
-            *([f"{self._escalate_after} recoveries in a row failed"] if in_a_row else []),
-            # Once for each kernel, and not at every error from then on.
-            *([f"kernel {kernel[:12]} failed {errors} times"]
-              if kernel is not None and errors == self._problematic_after else []),
-        ]  # fmt: skip
-        if not reasons:
-            return False, ""
-        detail = f"escalated: {', '.join(reasons)}"
-        if self._on_escalate is None:
-            return True, f"{detail}, and there is no on_escalate to tell"
-        told = yield from once(lambda: self._on_escalate(context), _anything)  # pyright: ignore[reportOptionalCall]
-        return True, detail if told.worked else f"{detail}, and on_escalate raised {told.detail}"
 
 
 _FIELDS = {field.name for field in dataclasses.fields(ErrorContext)}

@@ -6,8 +6,11 @@ here the wait is returned as a number, from a generator of its own.
 """
 
 import dataclasses
+import math
 import random
 from collections.abc import Iterator
+
+from esper.recovery._check import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,8 @@ class RetryPolicy:
         seed: of the draws. Processes that call one service get different ones.
 
     Raises:
-        InputError: for fewer than one attempt, a factor below 1, or a negative delay or jitter.
+        InputError: for attempts that are no whole number from 1, a factor below 1, or a negative
+            delay or jitter; and for what is infinite, but for `max_delay`.
     """
 
     attempts: int = 3
@@ -34,14 +38,11 @@ class RetryPolicy:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        delays = (self.base_delay, self.max_delay, self.jitter)
-        if self.attempts < 1 or not self.factor >= 1 or not all(d >= 0 for d in delays):
-            from esper.errors import InputError
-
-            raise InputError(
-                "a retry needs at least 1 attempt, a factor of at least 1, and delays and jitter"
-                f" of at least 0, got {self}"
-            )
+        require("attempts of a retry", self.attempts, 1, whole=True)
+        require("factor of a retry", self.factor, 1)
+        require("base_delay of a retry", self.base_delay, 0)
+        require("max_delay of a retry", self.max_delay, 0, math.inf)
+        require("jitter of a retry", self.jitter, 0)
 
     def delays(self, draws: random.Random) -> Iterator[float]:
         """The delays after the first, second, ... failure, without end."""

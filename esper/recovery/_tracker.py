@@ -6,7 +6,10 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
+from esper.recovery._check import require
 from esper.recovery._types import ErrorContext, ErrorType
+
+MAX_PER_KERNEL = 100
 
 
 class ErrorTracker:
@@ -17,6 +20,9 @@ class ErrorTracker:
         max_kernels: kernels whose errors are remembered; the one that failed longest ago goes.
         max_per_kernel: errors that are remembered of one.
         clock: gives seconds, of which only differences are read.
+
+    Raises:
+        InputError: for a number to remember that is no whole number from 1.
     """
 
     def __init__(
@@ -24,13 +30,20 @@ class ErrorTracker:
         *,
         max_history: int = 1000,
         max_kernels: int = 1000,
-        max_per_kernel: int = 100,
+        max_per_kernel: int = MAX_PER_KERNEL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        for name, most in (
+            ("max_history", max_history),
+            ("max_kernels", max_kernels),
+            ("max_per_kernel", max_per_kernel),
+        ):
+            require(f"{name} of an error tracker", most, 1, whole=True)
         self._clock = clock
         self._lock = threading.Lock()
         self._history: deque[ErrorContext] = deque(maxlen=max_history)
         self._kernels: OrderedDict[str, deque[float]] = OrderedDict()
+        self._told: set[str] = set()
         self._max_kernels = max_kernels
         self._max_per_kernel = max_per_kernel
         self._counts: Counter[ErrorType] = Counter()
@@ -51,7 +64,7 @@ class ErrorTracker:
                 times.append(at)
                 self._kernels.move_to_end(kept.kernel_id)
                 while len(self._kernels) > self._max_kernels:
-                    self._kernels.popitem(last=False)
+                    self._told.discard(self._kernels.popitem(last=False)[0])
             return kept
 
     @property
@@ -85,6 +98,24 @@ class ErrorTracker:
             since = self._clock() - time_window
             return sum(at > since for at in times) >= threshold
 
+    def newly_problematic(self, kernel_id: str, threshold: int = 3) -> int:
+        """The errors of a kernel that has failed at least `threshold` times, else 0.
+
+        To one caller for each kernel, so that one tells of it: all others get 0, until the kernel
+        is forgotten, or `not_told`.
+        """
+        with self._lock:
+            errors = len(self._kernels.get(kernel_id, ()))
+            if errors < threshold or kernel_id in self._told:
+                return 0
+            self._told.add(kernel_id)
+            return errors
+
+    def not_told(self, kernel_id: str) -> None:
+        """Nobody could be told of a kernel: the next caller of `newly_problematic` may."""
+        with self._lock:
+            self._told.discard(kernel_id)
+
     def errors_of_kernel(self, kernel_id: str) -> int:
         """How many errors of a kernel are remembered."""
         with self._lock:
@@ -104,6 +135,7 @@ class ErrorTracker:
         """Forget a kernel's errors, where it has been replaced or mended."""
         with self._lock:
             self._kernels.pop(kernel_id, None)
+            self._told.discard(kernel_id)
 
     def get_error_rate(
         self, error_type: ErrorType | None = None, time_window: float = 300.0

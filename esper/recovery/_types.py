@@ -51,7 +51,7 @@ class RecoveryStrategy(StrEnum):
     FALLBACK = "fallback"
     """Do something else instead."""
     CIRCUIT_BREAKER = "circuit_breaker"
-    """Count it, and leave the component alone where it has failed too often."""
+    """Count it at the component's breaker, by which its callers leave it alone for a while."""
     GRACEFUL_DEGRADATION = "graceful_degradation"
     """Do less."""
     ESCALATE = "escalate"
@@ -70,6 +70,23 @@ STRATEGIES: Mapping[ErrorType, RecoveryStrategy] = {
     ErrorType.UNKNOWN: RecoveryStrategy.FALLBACK,
 }
 """What is done where nobody has said otherwise."""
+
+
+def strategies_with(own: Mapping[ErrorType, RecoveryStrategy]) -> dict[ErrorType, RecoveryStrategy]:
+    """`STRATEGIES` but for those given, by both spellings of a type, or its value.
+
+    Raises:
+        InputError: for an unknown type or strategy.
+    """
+    try:
+        return {**STRATEGIES, **{ErrorType(k): RecoveryStrategy(s) for k, s in own.items()}}
+    except ValueError as error:
+        from esper.errors import InputError
+
+        raise InputError(
+            f"strategies of an error recovery manager: {error}: expected a type of"
+            f" {', '.join(ErrorType)}, and for it one of {', '.join(RecoveryStrategy)}"
+        ) from error
 
 
 def described(error: BaseException) -> str:

@@ -125,7 +125,7 @@ def test_gradients_pass_through_in_jax_and_what_is_traced_is_not_timed():
     kernel = executor.load(source)
 
     def loss(p, x):
-        return (executor.execute_kernel(source, x, params=p, check=True) ** 2).sum()
+        return (executor.execute_kernel(source, x, params=p) ** 2).sum()
 
     def plain(p, x):
         return (kernel.program.apply(p, x) ** 2).sum()
@@ -341,31 +341,104 @@ def test_inputs_and_parameters_of_another_structure_are_refused(backend):
         executor.execute_kernel(source, half)
     with pytest.raises(KernelMismatchError, match="has the parameters .*, got none: give each"):
         executor.execute_kernel(source, x, params={})
-    other = "an array" if backend == "jax" else "a tensor"
-    with pytest.raises(KernelMismatchError, match=f"takes {other}, got a list: convert it"):
+    other = "an array of jax or numpy" if backend == "jax" else "a tensor"
+    with pytest.raises(
+        KernelMismatchError, match=f"takes {other} as the input, got a list: convert"
+    ):
         executor.execute_kernel(source, [1.0, 2.0, 3.0])
     errors = executor.get_performance_stats()["errors"]
     assert errors["by_type"]["kernel_validation"] == errors["count"] == 5
-    assert executor.error_recovery.error_tracker.is_problematic_kernel(source.kernel_id)
+    # Recorded, but the kernel is none the worse for it.
+    assert errors["by_kernel"] == {}
+    (*_, last) = executor.error_recovery.error_tracker.history
+    assert (last.kernel_id, last.metadata["called"]) == (None, source.kernel_id)
+
+
+@pytest.mark.parametrize("backend", ROUTES)
+def test_parameters_that_torch_would_broadcast_or_cast_are_refused(backend):
+    source, executor = drawn(1), trusting(backend=backend)
+    x = batch(backend)
+    xp = torch if backend == "torch" else jnp
+    whole = {name: xp.asarray(p) for name, p in source.params.items()}
+    other = jnp.asarray if backend == "torch" else torch.asarray
+    short = source.kernel_id[:12]
+    for name, p in whole.items():
+        kind = rf"{short} takes float32\[{', '.join(map(str, p.shape))}\] as its parameter {name}"
+        for wrong in (xp.ones(1), xp.ones((1, 1)), xp.asarray(1.0), p[None], p[:1]):
+            found = rf"float32\[{', '.join(map(str, wrong.shape))}\]"
+            with pytest.raises(KernelMismatchError, match=rf"{kind}, got {found}: give it in the"):
+                executor.execute_kernel(source, x, params=whole | {name: wrong})
+        half = p.half() if backend == "torch" else p.astype(jnp.float16)
+        with pytest.raises(KernelMismatchError, match=rf"{kind}, got float16\["):
+            executor.execute_kernel(source, x, params=whole | {name: half})
+        with pytest.raises(KernelMismatchError, match=rf"as {name}, got a .*: convert it"):
+            executor.execute_kernel(source, x, params=whole | {name: other(source.params[name])})
+    with pytest.raises(KernelMismatchError, match=r"as the input, got a .*: convert it"):
+        executor.execute_kernel(source, other(np.ones((6, 3), np.float32)))
+    assert executor.get_performance_stats()["errors"]["by_kernel"] == {}
+    assert_bitwise(
+        executor.execute_kernel(source, x, params=whole), executor.execute_kernel(source, x)
+    )
+
+
+def test_jax_takes_arrays_of_numpy_as_its_own():
+    source = drawn(1)
+    x = batch("jax")
+    for device in (None, "cpu"):
+        executor = trusting(device, backend="jax")
+        y = executor.execute_kernel(source, np.asarray(x), params=dict(source.params))
+        assert_bitwise(y, executor.execute_kernel(source, x))
 
 
 @pytest.mark.parametrize("backend", ROUTES)
 def test_a_kernel_that_raises_is_an_error_of_that_kernel(backend):
     source, x = drawn(1), batch(backend)
     executor = trusting(backend=backend)
-    # Parameters of a wrong shape get as far as the program.
-    params = dict.fromkeys(source.params, x[:1, :1] * 0)
+    # Its programs are those of another, and take other parameters than its manifest says.
+    other = drawn(1, "gated")
+    broken = rewrite_artifact(source, torchscript=other.torchscript, stablehlo=other.stablehlo)
     with pytest.raises(
         KernelExecutionError,
-        match=rf"{source.kernel_id[:12]} failed on {backend} \({ROUTES[backend]}, .*\) for"
+        match=rf"{broken.kernel_id[:12]} failed on {backend} \({ROUTES[backend]}, .*\) for"
         r" float32\[6, 3\]: (.|\n)*Leave the seed dormant",
     ) as caught:
-        executor.execute_kernel(source, x, params=params)
+        executor.execute_kernel(broken, x)
     assert caught.value.__cause__ is not None
     stats = executor.get_performance_stats()
     assert stats["errors"]["by_type"]["kernel_execution"] == 1
+    assert stats["errors"]["by_kernel"] == {broken.kernel_id: 1}
     assert stats["execution"]["count"] == 0
     assert_close(executor.execute_kernel(source, x), by_hand(source, x))
+
+
+def test_somebody_is_told_of_a_kernel_that_keeps_failing_and_not_of_wrong_calls():
+    told = []
+    recovery = ErrorRecoveryManager(on_escalate=told.append)
+    source, executor = drawn(1), trusting(recovery=recovery)
+    for _ in range(5):
+        with pytest.raises(KernelMismatchError):
+            executor.execute_kernel(source, batch("torch")[:, :2])
+    assert not told
+    for made in range(1, 6):
+        with pytest.raises(KernelExecutionError):
+            executor.execute_kernel(source, batch("torch") * float("nan"), check=True)
+        assert [c.kernel_id for c in told] == [source.kernel_id] * (made >= 3)
+    stats = recovery.get_recovery_stats()
+    assert (stats["escalations"], stats["total_recoveries"]) == (1, 0)
+
+
+def test_whoever_is_told_of_a_kernel_while_it_is_loaded_may_load_it():
+    found = []
+    tell = lambda c: found.append(executor.load(damaged))  # noqa: E731
+    recovery = ErrorRecoveryManager(on_escalate=tell, problematic_after=1)
+    whole = drawn(1)
+    damaged = rewrite_artifact(whole, torchscript=whole.torchscript[:-40])
+    executor = trusting(recovery=recovery)
+    thread = threading.Thread(target=executor.load, args=(damaged,), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert [kernel.route for kernel in found] == ["bridge"]
+    assert executor.load(damaged).route == "bridge"
 
 
 @pytest.mark.parametrize("backend", ROUTES)
@@ -383,18 +456,45 @@ def test_what_is_not_finite_is_an_error_when_asked(backend):
     executor.execute_kernel(source, batch(backend), check=True)
 
 
-def test_what_makes_no_executor_is_refused():
-    backend: Any = "tensorflow"
-    for make, message in (
-        (lambda: trusting(backend=backend), "unknown backend 'tensorflow': expected one"),
-        (lambda: trusting(max_kernel_cache_size=0), "must be at least 1 kernel, got 0"),
+@pytest.mark.parametrize("transform", [jax.jit, lambda f: jax.grad(lambda x: f(x).sum())])
+def test_what_is_traced_cannot_be_looked_at_and_is_not_said_to_be_finite(transform):
+    source, executor = drawn(1), trusting(backend="jax")
+    x = batch("jax") * float("nan")
+
+    def run(x, check=True):
+        return executor.execute_kernel(source, x, check=check)
+
+    with pytest.raises(InputError, match=r"check=True was asked for inside of .* leave it out"):
+        transform(run)(x)
+    assert transform(partial(run, check=False))(x).shape[0] == 6
+    # Nothing of it is the kernel's fault.
+    assert executor.get_performance_stats()["errors"]["count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: trusting(backend="tensorflow"), "unknown backend 'tensorflow': expected one"),
+        (
+            lambda: trusting(max_kernel_cache_size=0),
+            "max_kernel_cache_size of an executor must be a whole number of at least 1, got 0",
+        ),
+        (lambda: trusting(max_kernel_cache_size=2.5), "a whole number of at least 1, got 2.5"),
         (lambda: trusting("abacus"), "'abacus' is no device of torch"),
         (lambda: trusting("abacus", backend="jax"), "'abacus' is no platform of jax"),
         (lambda: trusting(3, backend="jax"), "3 is no device of jax: expected one of"),
-        (lambda: trusting().profile(drawn(1), 0), "must be at least 1, got 0 and 100"),
-    ):
-        with pytest.raises(InputError, match=message):
-            make()
+        # One that torch knows by name; no machine has as many.
+        (
+            lambda: trusting("cuda:99"),
+            "torch cannot use the device 'cuda:99' here: .* Give one that is there, such as 'cpu'",
+        ),
+        (lambda: trusting().profile(drawn(1), 0), "batch of a profile must be .* 1, got 0"),
+        (lambda: trusting().profile(drawn(1), repeats=0), "repeats of a profile .* 1, got 0"),
+    ],
+)
+def test_what_makes_no_executor_is_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 def test_jax_runs_without_torch_and_torch_is_asked_for_by_name(tmp_path):
@@ -495,8 +595,13 @@ def test_a_profile_counts_and_measures(backend):
     assert 0 < found.forward_us <= found.forward_p95_us
     assert 0 < found.forward_backward_us <= found.forward_backward_p95_us
     assert json.loads(json.dumps(found.to_dict()))["kernel_id"] == source.kernel_id
-    # Apart from the statistics of what was run.
-    assert executor.get_performance_stats()["execution"]["count"] == 0
+    # Of what was done for it, the statistics know only that it was loaded.
+    stats = executor.get_performance_stats()
+    assert (stats["execution"]["count"], stats["compilation"]["count"]) == (0, 1)
+    assert (stats["cache"]["misses"], stats["routes"]) == (1, {ROUTES[backend]: 1})
+    executor.profile(source, batch=8, repeats=1)
+    again = executor.get_performance_stats()
+    assert (again["compilation"], again["execution"]) == (stats["compilation"], stats["execution"])
 
 
 def test_a_profile_of_a_kernel_that_fails_says_which():

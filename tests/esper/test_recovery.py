@@ -32,7 +32,6 @@ from esper.recovery import (
     STRATEGIES,
     CircuitState,
     Classifier,
-    ErrorContext,
     ErrorRecoveryManager,
     ErrorTracker,
     ErrorType,
@@ -41,35 +40,9 @@ from esper.recovery import (
     create_error_context,
 )
 from esper_functional import KernelMismatchError
-from tests.esper.recovery_clock import Hand
+from tests.esper.recovery_clock import Hand, context, failing, managed
 
 TOPICS = (Topic.ERROR, Topic.RECOVERY, Topic.CIRCUIT, Topic.HEALTH)
-
-
-def managed(**options):
-    """A manager on a clock of its own, which nothing has to wait for."""
-    hand = Hand()
-    manager = ErrorRecoveryManager(
-        clock=hand, sleep=hand.sleep, async_sleep=hand.async_sleep, **options
-    )
-    return manager, hand
-
-
-def failing(times: int, error: Exception | None = None, result="done"):
-    """Raises so many times, then returns; `calls` counts."""
-
-    def action():
-        action.calls += 1
-        if action.calls <= times:
-            raise error or ConnectionError("away")
-        return result
-
-    action.calls = 0
-    return action
-
-
-def context(kind=ErrorType.NETWORK_ERROR, **where) -> ErrorContext:
-    return ErrorContext(kind, "kernel_cache", **where)
 
 
 # ---- telling them apart ----
@@ -312,9 +285,42 @@ def test_delays_double_up_to_the_longest_and_depend_on_the_seed_alone():
         return hand.slept
 
     assert slept(1) == slept(1) != slept(2)
-    for wrong in ({"attempts": 0}, {"factor": 0.5}, {"base_delay": -1.0}, {"jitter": -0.1}):
-        with pytest.raises(InputError, match="a retry needs at least 1 attempt, a factor of"):
-            RetryPolicy(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (RetryPolicy, {"attempts": 0}, "attempts of a retry must be a whole number of at least 1"),
+        (RetryPolicy, {"attempts": 2.5}, "attempts .* a whole number of at least 1, got 2.5"),
+        (RetryPolicy, {"factor": 0.5}, "factor of a retry must be a number of at least 1, got 0.5"),
+        (RetryPolicy, {"base_delay": -1.0}, "base_delay .* a number of at least 0, got -1.0"),
+        (RetryPolicy, {"base_delay": float("inf")}, "base_delay .* at least 0, got inf"),
+        (RetryPolicy, {"max_delay": float("nan")}, "max_delay .* at least 0, got nan"),
+        (RetryPolicy, {"jitter": -0.1}, "jitter of a retry must be a number of at least 0"),
+        (ErrorTracker, {"max_history": -1}, "max_history of an error tracker must be a whole"),
+        (ErrorTracker, {"max_kernels": 0}, "max_kernels of an error tracker must be a whole"),
+        (ErrorTracker, {"max_per_kernel": 1.5}, "max_per_kernel .* at least 1, got 1.5"),
+        (ErrorRecoveryManager, {"problematic_after": 0}, "at least 1 and at most 100, got 0"),
+        (ErrorRecoveryManager, {"problematic_after": 101}, "problematic_after of .* got 101"),
+        (ErrorRecoveryManager, {"escalate_after": 0}, "escalate_after of an .* at least 1, got 0"),
+        (ErrorRecoveryManager, {"max_history": -1}, "max_history .* at least 1, got -1"),
+        (ErrorRecoveryManager, {"max_retries": 2.5}, "attempts of a retry .*, got 2.5"),
+        (ErrorRecoveryManager, {"failure_threshold": 0}, "of a circuit breaker .*, got 0"),
+        (
+            ErrorRecoveryManager,
+            {"strategies": {"timeoutt": "retry"}},
+            "'timeoutt' is not a valid ErrorType: expected a type of kernel_execution, .* one of",
+        ),
+        (
+            ErrorRecoveryManager,
+            {"strategies": {ErrorType.TIMEOUT: "hope"}},
+            "'hope' is not a valid RecoveryStrategy: expected .* for it one of retry, fallback",
+        ),
+    ],
+)
+def test_arguments_that_would_fail_later_or_mean_nothing_are_refused(make, options, message):
+    with pytest.raises(InputError, match=message):
+        make(**options)
 
 
 def test_the_users_random_generator_is_left_alone():
@@ -348,6 +354,37 @@ def test_a_fallback_counts_by_whether_it_worked(kind, works):
     }
 
 
+def test_failures_in_a_row_are_those_without_a_success_that_the_caller_tells_of():
+    """Of the component: a fallback that works says nothing of it."""
+    manager, hand = managed()
+    full = context(ErrorType.MEMORY_OVERFLOW)
+    breaker = manager.breaker(full.component, full.error_type)
+    for _ in range(10):
+        for _ in range(4):
+            assert manager.handle_error_sync(full, lambda: True)
+        breaker.record_success()
+    assert breaker.state is CircuitState.CLOSED
+    for made in range(1, 7):
+        assert manager.handle_error_sync(full, lambda: True)
+        assert breaker.can_proceed() == (made < 5)
+    hand.now += 60
+    assert breaker.can_proceed()
+    assert manager.handle_error_sync(full, lambda: True)  # the call that probed has failed
+    assert breaker.state is CircuitState.OPEN
+
+
+def test_a_failure_counts_while_another_is_recovered():
+    manager, _ = managed()
+    full = context(ErrorType.MEMORY_OVERFLOW)
+
+    def fallback():
+        for _ in range(4):
+            assert not manager.handle_error_sync(full, lambda: True)
+
+    assert manager.handle_error_sync(full, fallback)
+    assert manager.breaker(full.component, full.error_type).state is CircuitState.OPEN
+
+
 def test_less_is_done_before_something_else():
     manager, _ = managed()
     validation = context(ErrorType.KERNEL_VALIDATION)
@@ -374,7 +411,33 @@ def test_one_place_is_recovered_by_one_at_a_time():
     assert manager.handle_error_sync(context(), fallback)
     assert inner == [False, True]
     assert "under way already" in manager.recoveries[0].detail
+    assert [r.tried for r in manager.recoveries] == [False, True, True]
     assert manager.get_recovery_stats()["active_recoveries"] == 0
+
+
+def test_what_was_not_tried_has_not_failed_and_alarms_nobody():
+    told, registry = [], CollectorRegistry()
+    manager, _ = managed(on_escalate=told.append, registry=registry)
+
+    def fallback():
+        for _ in range(5):  # as by other threads, which find this one under way
+            assert not manager.handle_error_sync(context(), lambda: True)
+        # Of the same type and at the same place but for the seed, where nothing is under way.
+        assert manager.handle_error_sync(context(seed_idx=1), lambda: True)
+
+    assert manager.handle_error_sync(context(), fallback)
+    assert not told
+    stats = manager.get_recovery_stats()
+    assert (stats["total_recoveries"], stats["untried_recoveries"]) == (2, 5)
+    assert stats["recent_recoveries"] == 2
+    assert (stats["recovery_success_rate"], stats["escalations"]) == (1.0, 0)
+    assert stats["by_type"] == {"network_error": {"attempted": 2, "recovered": 2}}
+
+    def value(outcome):
+        labels = {"type": "network_error", "strategy": "retry", "outcome": outcome}
+        return registry.get_sample_value("esper_recoveries_total", labels)
+
+    assert (value("untried"), value("recovered"), value("failed")) == (5, 2, None)
 
 
 def test_an_interruption_leaves_nothing_under_way():
@@ -565,6 +628,44 @@ def test_not_found_passes_through_a_guard_as_an_answer():
     assert guard.breaker.state is CircuitState.CLOSED
 
 
+@pytest.mark.parametrize("strategy", [None, RecoveryStrategy.RETRY])
+@pytest.mark.parametrize(
+    ("last", "recovered"),
+    [
+        (None, [True]),
+        (KernelNotFoundError("none"), [True]),  # answers: the service is there again
+        (ArtifactError("damaged"), [True]),
+        (MemoryError(), [False]),  # another failure, of a type that is not retried
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_a_retry_comes_to_is_a_recovery_or_none(last, recovered, strategy):
+    """As many recoveries as errors that were retried, whatever ends it."""
+    retried = {} if strategy is None else {ErrorType.KERNEL_VALIDATION: strategy}
+    manager, _ = managed(strategies=retried, max_retries=2)
+    raised = [ConnectionError("away"), *([last] if last else [])]
+
+    def action():
+        if raised:
+            raise raised.pop(0)
+        return "done"
+
+    guard = manager.guard("urza")
+    if last is None:
+        assert guard(action) == "done"
+    else:
+        with pytest.raises(type(last)):
+            guard(action)
+    stats = manager.get_recovery_stats()
+    assert stats["retries"] == 1
+    found = [r.recovered for r in manager.recoveries]
+    tired = strategy is not None and isinstance(last, ArtifactError)
+    assert found == [*recovered, *([False] if tired else [])]
+    assert manager.recoveries[0].attempts == 1
+    wanted = ErrorType.MEMORY_OVERFLOW if recovered == [False] else ErrorType.NETWORK_ERROR
+    assert manager.recoveries[0].error.error_type is wanted
+
+
 def test_threads_that_probe_a_service_are_two():
     manager, hand = managed()
     guard = manager.guard("urza")
@@ -600,40 +701,9 @@ def test_one_name_has_one_breaker_also_among_threads():
         thread.join()
     assert len(set(map(id, found))) == 1
     assert manager.breaker("x", ErrorType.TIMEOUT) is not found[0]
-    with pytest.raises(InputError, match="a circuit breaker needs"):
-        ErrorRecoveryManager(failure_threshold=0)
 
 
-# ---- telling somebody ----
-
-
-def test_somebody_is_told_of_devices_of_bad_kernels_and_of_what_does_not_recover():
-    told = []
-    manager, _ = managed(on_escalate=told.append)
-    assert manager.handle_error_sync(context(ErrorType.DEVICE_ERROR), lambda: True)
-    assert [c.error_type for c in told] == [ErrorType.DEVICE_ERROR]
-    for _ in range(5):
-        manager.handle_error_sync(
-            context(ErrorType.KERNEL_EXECUTION, kernel_id="k" * 64), lambda: True
-        )
-    assert len(told) == 2  # at its third error, and not at each one after it
-    for _ in range(8):
-        manager.handle_error_sync(context(ErrorType.UNKNOWN, layer_name="7"))
-    # After three that failed; the fourth is told of, and the count begins anew.
-    assert [c.layer_name for c in told[2:]] == ["7", "7"]
-    assert manager.get_recovery_stats()["escalations"] == 4
-
-
-def test_whoever_is_told_and_raises_stops_nothing():
-    def tell(_):
-        raise ConnectionError("away")
-
-    manager, _ = managed(on_escalate=tell)
-    assert manager.handle_error_sync(context(ErrorType.DEVICE_ERROR), lambda: True)
-    assert "on_escalate raised ConnectionError: away" in manager.recoveries[-1].detail
-    alone, _ = managed()
-    alone.handle_error_sync(context(ErrorType.DEVICE_ERROR))
-    assert "there is no on_escalate to tell" in alone.recoveries[-1].detail
+# ---- what is told of it ----
 
 
 def test_every_decision_is_an_event_and_a_metric():
@@ -693,8 +763,15 @@ def test_what_is_remembered_is_bounded():
     assert manager.get_recovery_stats()["total_recoveries"] == 50
 
 
-def test_strategies_are_the_users_to_change():
-    manager, hand = managed(strategies={ErrorType.NETWORK_ERROR: RecoveryStrategy.FALLBACK})
+@pytest.mark.parametrize(
+    "strategies",
+    [{ErrorType.NETWORK_ERROR: RecoveryStrategy.FALLBACK}, {"network_error": "fallback"}],
+    ids=["members", "values"],
+)
+def test_strategies_are_the_users_to_change(strategies):
+    manager, hand = managed(strategies=strategies)
+    assert manager.strategies[ErrorType.NETWORK_ERROR] is RecoveryStrategy.FALLBACK
+    assert manager.strategies[ErrorType.TIMEOUT] is STRATEGIES[ErrorType.TIMEOUT]
     action = failing(9)
     with pytest.raises(ConnectionError):
         manager.guard("urza")(action)

@@ -29,21 +29,22 @@ class BreakerMachine(RuleBasedStateMachine):
         )
         # The model: a state, when it began, failures in a row, and the calls that are out.
         self.state, self.since, self.failures, self.succeeded = CLOSED, self.clock(), 0, 0
-        self.mine: list[int] = []  # permits of this period
-        self.late: list[int] = []  # permits of earlier ones
+        self.mine: list[int] = []  # permits of this state
+        self.slow: list[int] = []  # of this state too, but not waited for any more
+        self.late: list[int] = []  # permits of earlier states
         self.changes: list[tuple[CircuitState, CircuitState]] = []
 
     def go(self, state: CircuitState) -> None:
         self.changes.append((self.state, state))
         self.state = state
-        self.anew()
+        self.since, self.succeeded = self.clock(), 0
+        self.late += self.mine + self.slow
+        self.mine, self.slow = [], []
         if state is CLOSED:
             self.failures = 0
 
-    def anew(self) -> None:
-        self.since, self.succeeded = self.clock(), 0
-        self.late += self.mine
-        self.mine = []
+    def full(self) -> bool:
+        return len(self.mine) + self.succeeded >= self.PROBES
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 8.0, 20.0]))
     def wait(self, seconds):
@@ -54,21 +55,24 @@ class BreakerMachine(RuleBasedStateMachine):
         over = self.clock() - self.since >= self.TIMEOUT
         if self.state is OPEN and over:
             self.go(HALF_OPEN)
-        elif self.state is HALF_OPEN and len(self.mine) + self.succeeded == self.PROBES and over:
-            self.anew()
-        free = self.state is CLOSED or (
-            self.state is HALF_OPEN and len(self.mine) + self.succeeded < self.PROBES
-        )
+        elif self.state is HALF_OPEN and self.full() and over:
+            self.since = self.clock()
+            self.slow += self.mine
+            self.mine = []
+        free = self.state is CLOSED or (self.state is HALF_OPEN and not self.full())
         permit = self.breaker.try_acquire()
         assert (permit is not None) == free
         if permit is not None:
             self.mine.append(permit)
 
-    @precondition(lambda self: self.mine)
+    def one_of_this_state(self, data) -> int:
+        out = data.draw(st.sampled_from([each for each in (self.mine, self.slow) if each]))
+        return out.pop(data.draw(st.integers(0, len(out) - 1)))
+
+    @precondition(lambda self: self.mine or self.slow)
     @rule(data=st.data())
     def succeed(self, data):
-        permit = self.mine.pop(data.draw(st.integers(0, len(self.mine) - 1)))
-        self.breaker.record_success(permit)
+        self.breaker.record_success(self.one_of_this_state(data))
         if self.state is CLOSED:
             self.failures = 0
         else:
@@ -76,19 +80,18 @@ class BreakerMachine(RuleBasedStateMachine):
             if self.succeeded == self.PROBES:
                 self.go(CLOSED)
 
-    @precondition(lambda self: self.mine)
+    @precondition(lambda self: self.mine or self.slow)
     @rule(data=st.data())
     def fail(self, data):
-        permit = self.mine.pop(data.draw(st.integers(0, len(self.mine) - 1)))
-        self.breaker.record_failure(permit)
+        self.breaker.record_failure(self.one_of_this_state(data))
         self.failures += self.state is CLOSED
         if self.state is HALF_OPEN or self.failures == self.FAILURES:
             self.go(OPEN)
 
-    @precondition(lambda self: self.mine)
-    @rule()
-    def interrupted(self):
-        self.breaker.release(self.mine.pop())
+    @precondition(lambda self: self.mine or self.slow)
+    @rule(data=st.data())
+    def interrupted(self, data):
+        self.breaker.release(self.one_of_this_state(data))
 
     @precondition(lambda self: self.late)
     @rule(report=st.sampled_from(["record_success", "record_failure", "release"]))
@@ -120,8 +123,7 @@ class BreakerMachine(RuleBasedStateMachine):
         assert [(c.before, c.after) for c in self.heard] == self.changes
         assert [c.number for c in self.heard] == list(range(1, len(self.heard) + 1))
         left = max(0.0, self.TIMEOUT - (self.clock() - self.since))
-        full = len(self.mine) + self.succeeded == self.PROBES
-        waits = self.state is OPEN or (self.state is HALF_OPEN and full)
+        waits = self.state is OPEN or (self.state is HALF_OPEN and self.full())
         assert self.breaker.retry_after == pytest.approx(left if waits else 0.0)
 
 
@@ -200,34 +202,61 @@ def test_it_counts_anew_once_it_has_closed():
 
 
 @pytest.mark.parametrize("report", ["record_success", "record_failure", "release"])
-def test_what_a_call_of_an_earlier_period_reports_changes_nothing(report):
+def test_what_a_call_of_an_earlier_state_reports_changes_nothing(report):
     clock = Hand()
     breaker = CircuitBreaker(1, 60.0, 2, clock=clock)
     early = breaker.acquire()
     breaker.record_failure()
     clock.now += 60
-    lost = breaker.acquire(), breaker.acquire()
+    lost = breaker.acquire()
+    breaker.trip()
     clock.now += 60
     assert breaker.can_proceed()
     assert breaker.can_proceed()
-    for permit in (early, *lost):
+    for permit in (early, lost):
         getattr(breaker, report)(permit)
     assert breaker.state is HALF_OPEN
     assert not breaker.can_proceed()
 
 
-def test_probes_that_never_report_are_given_up():
+@pytest.mark.parametrize(
+    ("report", "state"),
+    [("record_success", CLOSED), ("record_failure", OPEN), ("release", HALF_OPEN)],
+)
+def test_probes_that_report_late_are_not_waited_for_but_count(report, state):
     clock = Hand()
     breaker = CircuitBreaker(1, 60.0, 2, clock=clock)
     breaker.record_failure()
     clock.now += 60
-    lost = [breaker.try_acquire() for _ in range(2)]
+    slow = [breaker.try_acquire() for _ in range(2)]
     clock.now += 59
     assert not breaker.can_proceed()
     clock.now += 1
-    assert breaker.can_proceed()
-    breaker.record_failure(lost[0])
-    assert breaker.state is HALF_OPEN
+    assert [breaker.can_proceed() for _ in range(3)] == [True, True, False]
+    for permit in slow:
+        getattr(breaker, report)(permit)
+    assert breaker.state is state
+    # Only those that are waited for are in the way of others.
+    assert breaker.can_proceed() == (state is CLOSED)
+
+
+@pytest.mark.parametrize("lasts", [10, 59, 60, 70, 600])
+@pytest.mark.parametrize("probes", [1, 2, 5])
+def test_it_closes_where_every_call_succeeds_however_long_calls_last(lasts, probes):
+    """A call every ten seconds, of which none fails any more."""
+    clock = Hand()
+    breaker = CircuitBreaker(1, 60.0, probes, clock=clock)
+    breaker.record_failure()
+    end, out = clock.now + 60 + lasts + 10 * probes, []
+    while clock.now < end:
+        clock.now += 10
+        while out and out[0][0] <= clock.now:
+            breaker.record_success(out.pop(0)[1])
+        permit = breaker.try_acquire()
+        if permit is not None:
+            out.append((clock.now + lasts, permit))
+    assert breaker.state is CLOSED
+    assert breaker.stats()["times_opened"] == 1
 
 
 @pytest.mark.parametrize("probes", [1, 2, 5])
@@ -281,14 +310,29 @@ def test_a_listener_may_ask_the_breaker():
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "expected"),
     [
-        {"failure_threshold": 0},
-        {"half_open_max_calls": 0},
-        {"recovery_timeout": -1.0},
-        {"recovery_timeout": float("nan")},
+        ({"failure_threshold": 0}, "a whole number of at least 1, got 0"),
+        ({"failure_threshold": 2.5}, "a whole number of at least 1, got 2.5"),
+        ({"half_open_max_calls": 0}, "a whole number of at least 1, got 0"),
+        ({"half_open_max_calls": True}, "a whole number of at least 1, got True"),
+        ({"recovery_timeout": -1.0}, "a number of at least 0, got -1.0"),
+        ({"recovery_timeout": float("nan")}, "a number of at least 0, got nan"),
+        ({"recovery_timeout": "60"}, "a number of at least 0, got '60'"),
     ],
 )
-def test_what_makes_no_breaker_is_refused(options):
-    with pytest.raises(InputError, match="a circuit breaker needs a failure_threshold"):
+def test_what_makes_no_breaker_is_refused(options, expected):
+    (name,) = options
+    with pytest.raises(InputError, match=f"^{name} of a circuit breaker must be {expected}"):
         CircuitBreaker(**options)
+
+
+def test_a_breaker_that_stays_open_until_it_is_closed_by_hand():
+    clock = Hand()
+    breaker = CircuitBreaker(1, float("inf"), clock=clock)
+    breaker.record_failure()
+    clock.now += 1e12
+    with pytest.raises(CircuitBreakerOpenError, match="another inf s"):
+        breaker.acquire()
+    breaker.reset()
+    assert breaker.can_proceed()

@@ -110,10 +110,35 @@ def test_numbers_that_cannot_be_are_refused(measured):
     assert monitor.compute_health_score() == 1.0
 
 
-def test_monitors_that_cannot_be_are_refused():
-    with pytest.raises(InputError, match="takes a window and thresholds above 0"):
-        HealthMonitor(latency_threshold_ms=0.0)
-    with pytest.raises(InputError, match="takes a window and thresholds above 0"):
-        HealthMonitor(latency_factor=-1.0)
-    with pytest.raises(InputError, match="takes three weights from 0 that add up to 1"):
-        HealthMonitor(weights=(0.5, 0.5, 0.5))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"window_size": 0},
+            "window_size of a health monitor must be a whole number of at least 1",
+        ),
+        ({"window_size": 2.5}, "must be a whole number of at least 1, got 2.5"),
+        ({"error_threshold": 0.0}, "error_threshold of a health monitor must be a number above 0"),
+        (
+            {"latency_threshold_ms": 0.0},
+            "latency_threshold_ms .* must be a number above 0, got 0.0",
+        ),
+        ({"memory_threshold_percent": -1}, "memory_threshold_percent .* a number above 0, got -1"),
+        ({"latency_factor": -1.0}, "latency_factor .* must be a number above 0, got -1.0"),
+        ({"latency_factor": 0.0}, "latency_factor .* must be a number above 0, got 0.0"),
+        ({"latency_factor": float("nan")}, "latency_factor .* must be a number above 0, got nan"),
+        ({"weights": (0.5, 0.5, 0.5)}, "takes three weights from 0 that add up to 1, got"),
+        ({"weights": (0.5, 0.5)}, "takes three weights from 0 that add up to 1, got"),
+        ({"weights": (1.5, -0.5, 0.0)}, "takes three weights from 0 that add up to 1, got"),
+    ],
+)
+def test_monitors_that_cannot_be_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        HealthMonitor(**options)
+
+
+def test_a_threshold_that_nothing_exceeds():
+    monitor = HealthMonitor(latency_threshold_ms=float("inf"))
+    monitor.update_metrics(0, 1, 1e9, 45.0)
+    assert monitor.should_intervene() == (False, "healthy")
+    assert monitor.compute_health_score() == pytest.approx(0.9)
