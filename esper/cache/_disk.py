@@ -101,6 +101,8 @@ class DiskTier:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield _Ledger(descriptor)
         finally:
+            # A process forked meanwhile has this open too: to close it here ends no lock.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def _path(self, kernel_id: str) -> Path:

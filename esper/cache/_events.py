@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from esper.cache._forks import renew_at_fork
+
 _KEPT = 256
 
 Kind = Literal["damaged", "disk", "library", "incompatible", "prefetch"]
@@ -28,6 +30,11 @@ class Events:
         self.listener_failures = 0
         self._lock = threading.Lock()
         self._last: deque[CacheEvent] = deque(maxlen=_KEPT)
+        renew_at_fork(self)
+
+    def forked(self) -> None:
+        """Whoever was telling has stayed in the parent."""
+        self._lock = threading.Lock()
 
     def tell(self, kind: Kind, kernel_id: str, detail: object) -> None:
         """Keep an event and pass it on; to be called outside of locks."""

@@ -11,6 +11,7 @@ from esper.artifacts import Artifact
 from esper.cache._disk import DiskTier
 from esper.cache._events import Events
 from esper.cache._flights import Abandoned, Flights
+from esper.cache._forks import renew_at_fork
 from esper.cache._holdings import Ending, Holdings
 from esper.cache._source import Absent, Guard, KernelSource, ask
 from esper.errors import ArtifactError, InputError, LibraryError
@@ -47,6 +48,14 @@ class Fetching:
         self._absent = Absent(remember_missing)
         self._max_fetches = max_fetches
         self._pool: ThreadPoolExecutor | None = None
+        self._ends: weakref.finalize[..., Fetching] | None = None
+        renew_at_fork(self)
+
+    def forked(self) -> None:
+        """The threads of the pool have stayed in the parent."""
+        self._pool = None
+        if self._ends is not None:
+            self._ends.detach()
 
     def run(self, kernel_id: str, *, fresh: bool = False) -> tuple[Outcome, bool]:
         """Fetch here, or wait for who is at it; and whether it was done here."""
@@ -68,7 +77,8 @@ class Fetching:
         with self._holdings.lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._max_fetches, "esper-fetch")
-                weakref.finalize(self, self._pool.shutdown, wait=False).atexit = False
+                self._ends = weakref.finalize(self, self._pool.shutdown, wait=False)
+                self._ends.atexit = False
             pool = self._pool
         try:
             pool.submit(work)

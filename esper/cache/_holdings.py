@@ -5,6 +5,7 @@ from typing import Literal
 
 from esper.artifacts import Artifact
 from esper.cache._device import DeviceTiers
+from esper.cache._forks import hold_at_fork
 from esper.cache._history import FollowTable
 from esper.cache._index import Index, Known
 from esper.cache._limits import Limits, in_bytes
@@ -23,6 +24,7 @@ class Holdings:
 
     def __init__(self, limits: Limits) -> None:
         self.lock = threading.Lock()
+        hold_at_fork(self.lock)
         self.counts = Counts()
         self.index = Index(limits.max_metadata)
         self.memory: Tier[str, Artifact] = Tier(

@@ -8,6 +8,9 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+
+from esper.cache._forks import renew_at_fork
 
 _NICENESS = 10
 """Of the thread, on top of its process's, where the system gives threads one of their own."""
@@ -26,6 +29,13 @@ class _Queue:
         self.at: str | None = None
         self.stopped = False
         self.changed = threading.Condition()
+        renew_at_fork(self)
+
+    def forked(self) -> None:
+        """What waits is fetched by the parent."""
+        self.changed = threading.Condition()
+        self.ids.clear()
+        self.at = None
 
     def take(self) -> str | None:
         """The next id, when there is one; None when it is over."""
@@ -76,7 +86,13 @@ class Prefetcher:
         self._queue = _Queue(most)
         self._fetch = weakref.WeakMethod(fetch)
         self._thread: threading.Thread | None = None
-        self._finalizer = weakref.finalize(fetch.__self__, self._queue.stop)  # type: ignore[attr-defined]
+        self._at_exit = partial(_stop, weakref.ref(self))
+        self._finalizer = weakref.finalize(
+            fetch.__self__,  # type: ignore[attr-defined]
+            _end,
+            self._queue,
+            self._at_exit,
+        )
         self._finalizer.atexit = False
 
     def submit(self, kernel_id: str) -> bool:
@@ -89,6 +105,8 @@ class Prefetcher:
                 queue.dropped += 1
                 return False
             queue.ids[kernel_id] = None
+            if self._thread is None:
+                atexit.register(self._at_exit)
             # After a fork the thread is gone.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
@@ -98,7 +116,6 @@ class Prefetcher:
                     daemon=True,
                 )
                 self._thread.start()
-                atexit.register(_stop, weakref.ref(self))
             queue.changed.notify_all()
         return True
 
@@ -132,6 +149,12 @@ class Prefetcher:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
+
+
+def _end(queue: _Queue, at_exit: Callable[[], None]) -> None:
+    queue.stop()
+    # Who has gone is not stopped at exit.
+    atexit.unregister(at_exit)
 
 
 def _stop(prefetcher: "weakref.ref[Prefetcher]") -> None:

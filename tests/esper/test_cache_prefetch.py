@@ -1,5 +1,7 @@
 """What is expected next, and that fetching it is in nobody's way."""
 
+import atexit
+import gc
 import os
 import random
 import subprocess
@@ -204,6 +206,19 @@ def test_the_thread_is_of_low_priority_and_no_other_is(kernels):
     cache.load_kernel_sync(kernels[1].kernel_id)
     cache.close()
     assert seen == [min(19, before + 10) if sys.platform == "linux" else before, before]
+
+
+def test_what_is_to_be_done_at_exit_goes_with_its_cache(kernels):
+    before = atexit._ncallbacks()
+    caches = [KernelCache(Shelf(*kernels)) for _ in range(3)]
+    for cache in caches:
+        cache.prefetch([kernels[0].kernel_id])
+        assert cache.wait_for_prefetches(30)
+    assert atexit._ncallbacks() == before + 3
+    caches[0].close()
+    del cache, caches
+    gc.collect()
+    assert atexit._ncallbacks() == before
 
 
 EXIT = """
