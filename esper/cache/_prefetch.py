@@ -8,7 +8,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache
 
 from esper.cache._forks import renew_at_fork
 
@@ -86,13 +86,7 @@ class Prefetcher:
         self._queue = _Queue(most)
         self._fetch = weakref.WeakMethod(fetch)
         self._thread: threading.Thread | None = None
-        self._at_exit = partial(_stop, weakref.ref(self))
-        self._finalizer = weakref.finalize(
-            fetch.__self__,  # type: ignore[attr-defined]
-            _end,
-            self._queue,
-            self._at_exit,
-        )
+        self._finalizer = weakref.finalize(fetch.__self__, self._queue.stop)  # type: ignore[attr-defined]
         self._finalizer.atexit = False
 
     def submit(self, kernel_id: str) -> bool:
@@ -106,7 +100,8 @@ class Prefetcher:
                 return False
             queue.ids[kernel_id] = None
             if self._thread is None:
-                atexit.register(self._at_exit)
+                _stop_at_exit()
+                _started.add(weakref.ref(self, _started.discard))
             # After a fork the thread is gone.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
@@ -151,13 +146,17 @@ class Prefetcher:
             thread.join(timeout)
 
 
-def _end(queue: _Queue, at_exit: Callable[[], None]) -> None:
-    queue.stop()
-    # Who has gone is not stopped at exit.
-    atexit.unregister(at_exit)
+_started: "set[weakref.ref[Prefetcher]]" = set()
 
 
-def _stop(prefetcher: "weakref.ref[Prefetcher]") -> None:
-    found = prefetcher()
-    if found is not None:
-        found.stop(_PATIENCE)
+@cache
+def _stop_at_exit() -> None:
+    # Once, and not before a thread has begun: what is registered later runs earlier.
+    atexit.register(_stop)
+
+
+def _stop() -> None:
+    for started in list(_started):
+        prefetcher = started()
+        if prefetcher is not None:
+            prefetcher.stop(_PATIENCE)
