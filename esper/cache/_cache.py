@@ -54,7 +54,7 @@ class KernelCache:
         registry: where Prometheus finds the statistics, labelled with `name`.
 
     Raises:
-        InputError: for a limit that is none, or a folder that cannot be used.
+        InputError: for a limit that is none, a folder that cannot be used, an id that is no text.
 
     Copies are empty, with the same limits and folder. They share library, guard and listener;
     an unpickled cache has none, and must be given its library anew.
@@ -104,7 +104,7 @@ class KernelCache:
 
     @property
     def library(self) -> KernelSource | None:
-        """Where kernels come from that the cache does not have; may be set."""
+        """Where kernels come from that the cache does not have; a new one is asked anew."""
         return self._fetching.library
 
     @library.setter
@@ -232,7 +232,7 @@ class KernelCache:
         """
         if not (isinstance(score, int | float) and 0.0 <= score <= 1.0):
             raise InputError(
-                f"the performance of kernel {artifact_id[:12]} must be from 0 to 1, got {score!r}"
+                f"the performance of kernel {artifact_id!s:.12} must be from 0 to 1, got {score!r}"
             )
         return self._holdings.report(artifact_id, performance=float(score), failures=0)
 
@@ -335,7 +335,7 @@ class KernelCache:
         if refusal is None:
             return True
         self._holdings.count(compatibility_checks=1, compatibility_failures=1)
-        self._fetching.events.tell("incompatible", known.kernel_id, refusal)
+        self._fetching.events.report("incompatible", known.kernel_id, refusal)
         return False
 
     # ---- in the background ----

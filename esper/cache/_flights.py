@@ -44,8 +44,17 @@ class Flights(Generic[K, T]):
             flight.set_running_or_notify_cancel()
             return flight, True
 
-    def fly(self, key: K, flight: Future[T], make: Callable[[], T]) -> None:
+    def fly(
+        self,
+        key: K,
+        flight: Future[T],
+        make: Callable[[], T],
+        then: Callable[[], object] | None = None,
+    ) -> None:
         """Do the work that `join` gave; its result or its error is the future's.
+
+        Args:
+            then: called after what was made, when it is under way no more.
 
         Raises:
             BaseException: what interrupted it; who waits finds `Abandoned`.
@@ -62,7 +71,11 @@ class Flights(Generic[K, T]):
         else:
             # First, so that whoever comes now looks where the result has been put.
             self._land(key, flight)
-            flight.set_result(result)
+            try:
+                if then is not None:
+                    then()
+            finally:
+                flight.set_result(result)
 
     def _land(self, key: K, flight: Future[T]) -> None:
         with self._lock:
@@ -70,8 +83,10 @@ class Flights(Generic[K, T]):
             if self._under_way.get(key) is flight:
                 del self._under_way[key]
 
-    def run(self, key: K, make: Callable[[], T]) -> tuple[T, bool]:
-        """Do the work here, or wait for who does it.
+    def run(
+        self, key: K, make: Callable[[], T], then: Callable[[], object] | None = None
+    ) -> tuple[T, bool]:
+        """Do the work here, as `fly` does, or wait for who does it.
 
         Returns:
             The result, and whether it was made here.
@@ -79,7 +94,7 @@ class Flights(Generic[K, T]):
         while True:
             flight, leads = self.join(key)
             if leads:
-                self.fly(key, flight, make)
+                self.fly(key, flight, make, then)
             try:
                 return flight.result(), leads
             except Abandoned:

@@ -11,6 +11,7 @@ from esper.cache._index import Index, Known
 from esper.cache._limits import Limits, in_bytes
 from esper.cache._metadata import artifact_bytes, describe_artifact
 from esper.cache._prefetch import Prefetcher
+from esper.cache._source import check_id
 from esper.cache._statistics import Counts
 from esper.cache._tier import Entry, Tier
 from esper.contracts import KernelMetadata
@@ -39,7 +40,12 @@ class Holdings:
         self._history = FollowTable()
 
     def hit(self, kernel_id: str) -> Artifact | None:
-        """What memory answers to an ask; None, and a miss begins, where it has no answer."""
+        """What memory answers to an ask; None, and a miss begins, where it has no answer.
+
+        Raises:
+            InputError: for what is no id.
+        """
+        check_id(kernel_id)
         with self.lock:
             entry = self.memory.get(kernel_id)
             if entry is None:
@@ -74,7 +80,12 @@ class Holdings:
             self._regrade(kernel_id, known)
 
     def submit(self, kernel_id: str) -> bool:
-        """Have a kernel fetched that is not there; whether it will be."""
+        """Have a kernel fetched that is not there; whether it will be.
+
+        Raises:
+            InputError: for what is no id.
+        """
+        check_id(kernel_id)
         return kernel_id not in self.memory and self.prefetcher.submit(kernel_id)
 
     def peek(self, kernel_id: str) -> Artifact | None:
@@ -96,7 +107,7 @@ class Holdings:
             if self.memory.get(kernel_id) is not None:
                 return
             if not self.memory.admits(size):
-                counts.too_large += 1
+                counts.too_large += size > self.memory.max_bytes
                 index.note(metadata)
                 return
             grade = index.hold(metadata).grade()
@@ -109,13 +120,23 @@ class Holdings:
                 index.release(gone.key)
 
     def known(self, kernel_id: str) -> KernelMetadata | None:
-        """What is known of a kernel, with what was seen of it; None where nothing is."""
+        """What is known of a kernel, with what was seen of it; None where nothing is.
+
+        Raises:
+            InputError: for what is no id.
+        """
+        check_id(kernel_id)
         with self.lock:
             known = self.index.get(kernel_id)
             return None if known is None else known.seen()
 
     def report(self, kernel_id: str, *, performance: float | None, failures: int) -> bool:
-        """What a kernel was seen to do; False where nothing is known of it."""
+        """What a kernel was seen to do; False where nothing is known of it.
+
+        Raises:
+            InputError: for what is no id.
+        """
+        check_id(kernel_id)
         with self.lock:
             known = self.index.get(kernel_id)
             if known is None:
