@@ -19,8 +19,9 @@ from esper.cache._index import Backend, Requirements
 from esper.cache._limits import Limits, in_bytes
 from esper.cache._metadata import describe_artifact, describe_record
 from esper.cache._prefetch import Prefetcher
+from esper.cache._prometheus import register
 from esper.cache._source import Guard, KernelSource, LeftBehind, unguarded
-from esper.cache._statistics import basic, enhanced, register
+from esper.cache._statistics import basic, enhanced
 from esper.contracts import KernelMetadata
 from esper.errors import InputError
 
@@ -54,7 +55,8 @@ class KernelCache:
         registry: where Prometheus finds the statistics, labelled with `name`.
 
     Raises:
-        InputError: for a limit that is none, a folder that cannot be used, an id that is no text.
+        InputError: for a limit that is none, a folder that cannot be used, an id that is no text,
+            a name that another cache of the registry has.
 
     Copies are empty, with the same limits and folder. They share library, guard and listener;
     an unpickled cache has none, and must be given its library anew.
@@ -222,10 +224,7 @@ class KernelCache:
     # ---- what is known of kernels ----
 
     def record_performance(self, artifact_id: str, score: float) -> bool:
-        """How well a kernel did, from 0 to 1; the last score counts.
-
-        Returns:
-            False where the cache knows nothing of the kernel.
+        """How well a kernel did, from 0 to 1; False where the cache knows nothing of it.
 
         Raises:
             InputError: for a score that is none.

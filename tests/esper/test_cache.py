@@ -11,6 +11,8 @@ import threading
 import prometheus_client
 import pytest
 import torch
+from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from esper.cache import EnhancedKernelCache, KernelCache
 from esper.cache._metadata import artifact_bytes
@@ -521,26 +523,80 @@ def test_a_copy_is_empty_and_has_the_same_limits(tmp_path, kernels):
     assert alone.load_kernel_sync(kernels[1].kernel_id) is None
 
 
-def test_statistics_of_prometheus_are_the_caches(tmp_path, kernels):
+def numbers(stats):
+    return {name: value for name, value in stats.items() if isinstance(value, int | float)}
+
+
+def test_statistics_of_prometheus_are_the_caches_and_all_of_them(tmp_path, kernels):
     registry = prometheus_client.CollectorRegistry()
     cache = KernelCache(Shelf(*kernels), registry=registry, name="a", disk=tmp_path / "disk")
     other = KernelCache(Shelf(*kernels), registry=registry, name="b")
     for _ in range(3):
         cache.load_kernel_sync(kernels[0].kernel_id)
 
-    def sample(name, cache="a"):
-        return registry.get_sample_value(f"esper_kernel_cache_{name}", {"cache": cache})
+    def samples(name):
+        # Which refuses a family that comes twice, and a sample that does.
+        families = text_string_to_metric_families(generate_latest(registry).decode())
+        return {
+            sample.name.removeprefix("esper_kernel_cache_").removesuffix("_total"): sample.value
+            for family in families
+            for sample in family.samples
+            if sample.labels == {"cache": name}
+        }
 
-    stats = cache.get_enhanced_stats()
-    assert (sample("hits_total"), sample("misses_total"), sample("entries")) == (2, 1, 1)
-    assert sample("total_bytes") == held_bytes(kernels[0])
-    assert sample("disk_bytes") == stats["disk_bytes"] > 0
-    assert sample("hits_total", "b") == 0
-    assert sample("disk_bytes", "b") is None
+    assert samples("a") == numbers(cache.get_enhanced_stats())
+    assert samples("b") == numbers(other.get_enhanced_stats())
+    assert samples("a")["disk_entries"] == samples("a")["entries"] == 1
+    assert "disk_bytes" not in samples("b")
+    hits = registry.get_sample_value("esper_kernel_cache_hits_total", {"cache": "a"})
+    assert hits == 2
     del other
     gc.collect()
-    assert sample("hits_total", "b") is None
-    assert sample("hits_total") == 2
+    assert samples("b") == {}
+    assert samples("a")["hits"] == 2
+
+
+def test_caches_of_one_registry_have_names_of_their_own(kernels):
+    registry = prometheus_client.CollectorRegistry()
+    cache = KernelCache(registry=registry)
+    expected = (
+        "has a cache named 'kernels' already: give this one another name, by name=, or let go"
+    )
+    with pytest.raises(InputError, match=expected):
+        KernelCache(registry=registry)
+    KernelCache(registry=prometheus_client.CollectorRegistry())
+    del cache
+    gc.collect()
+    again = KernelCache(registry=registry)
+    again.put(kernels[0])
+    name = "esper_kernel_cache_entries"
+    assert registry.get_sample_value(name, {"cache": "kernels"}) == 1
+
+
+def test_all_statistics_are_of_one_moment(kernels):
+    cache = KernelCache()
+    cache.put(kernels[0])
+    lock = cache._holdings.lock
+    others = iter(kernels[1:])
+
+    class Contended:
+        """The same lock, and whenever it is free another comes who changes something."""
+
+        def __enter__(self):
+            lock.acquire()
+
+        def __exit__(self, *_):
+            lock.release()
+            cache._holdings.lock = lock
+            if (kernel := next(others, None)) is not None:
+                cache.put(kernel)
+            cache._holdings.lock = self
+
+    cache._holdings.lock = Contended()  # type: ignore[assignment]
+    stats = cache.get_enhanced_stats()
+    assert stats["cache_keys"] == [kernels[0].kernel_id]
+    assert stats["total_bytes"] == stats["total_size_mb"] * (1 << 20) == held_bytes(kernels[0])
+    assert stats["entries"] == stats["metadata_cache_size"] == 1
 
 
 def test_a_cache_says_nothing_to_the_registry_of_all_unless_asked(artifact):
