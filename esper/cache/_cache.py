@@ -19,8 +19,9 @@ from esper.cache._index import Backend, Requirements
 from esper.cache._limits import Limits, in_bytes
 from esper.cache._metadata import describe_artifact, describe_record
 from esper.cache._prefetch import Prefetcher
+from esper.cache._prometheus import register
 from esper.cache._source import Guard, KernelSource, LeftBehind, unguarded
-from esper.cache._statistics import basic, enhanced, register
+from esper.cache._statistics import basic, enhanced
 from esper.contracts import KernelMetadata
 from esper.errors import InputError
 
@@ -54,7 +55,8 @@ class KernelCache:
         registry: where Prometheus finds the statistics, labelled with `name`.
 
     Raises:
-        InputError: for a limit that is none, or a folder that cannot be used.
+        InputError: for a limit that is none, a folder that cannot be used, an id that is no text,
+            a name that another cache of the registry has.
 
     Copies are empty, with the same limits and folder. They share library, guard and listener;
     an unpickled cache has none, and must be given its library anew.
@@ -104,7 +106,7 @@ class KernelCache:
 
     @property
     def library(self) -> KernelSource | None:
-        """Where kernels come from that the cache does not have; may be set."""
+        """Where kernels come from that the cache does not have; a new one is asked anew."""
         return self._fetching.library
 
     @library.setter
@@ -222,17 +224,14 @@ class KernelCache:
     # ---- what is known of kernels ----
 
     def record_performance(self, artifact_id: str, score: float) -> bool:
-        """How well a kernel did, from 0 to 1; the last score counts.
-
-        Returns:
-            False where the cache knows nothing of the kernel.
+        """How well a kernel did, from 0 to 1; False where the cache knows nothing of it.
 
         Raises:
             InputError: for a score that is none.
         """
         if not (isinstance(score, int | float) and 0.0 <= score <= 1.0):
             raise InputError(
-                f"the performance of kernel {artifact_id[:12]} must be from 0 to 1, got {score!r}"
+                f"the performance of kernel {artifact_id!s:.12} must be from 0 to 1, got {score!r}"
             )
         return self._holdings.report(artifact_id, performance=float(score), failures=0)
 
@@ -335,7 +334,7 @@ class KernelCache:
         if refusal is None:
             return True
         self._holdings.count(compatibility_checks=1, compatibility_failures=1)
-        self._fetching.events.tell("incompatible", known.kernel_id, refusal)
+        self._fetching.events.report("incompatible", known.kernel_id, refusal)
         return False
 
     # ---- in the background ----

@@ -6,6 +6,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from esper.cache._flights import Flights
+from esper.cache._source import check_id
 from esper.cache._tier import Evicted, Tier
 from esper.errors import InputError
 
@@ -59,7 +60,12 @@ class DeviceTiers:
         self._flights: Flights[tuple[str, str, str], Any] = Flights()
 
     def get(self, kernel_id: str, backend: str, device: str) -> tuple[Any] | None:
-        """What is there, as a tuple of one; None where nothing is."""
+        """What is there, as a tuple of one; None where nothing is.
+
+        Raises:
+            InputError: for what is no id.
+        """
+        check_id(kernel_id)
         with self._lock:
             tier = self._tiers.get(device)
             entry = None if tier is None else tier.get((kernel_id, backend))

@@ -9,6 +9,7 @@ while it changes: a process killed at any moment leaves the right sum, or none,
 and then the next one counts the files.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -35,6 +36,10 @@ _KERNEL_ID = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = ".partial"
 _LOW_WATER = 0.9
 """Of the limit; what eviction comes down to, so that not every file put scans the folder."""
+
+
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+"""What the system says where nothing may be written."""
 
 
 class Put(NamedTuple):
@@ -69,6 +74,8 @@ class _Ledger:
 class DiskTier:
     """Keeps artifacts in a folder up to a number of bytes; those unused longest go first.
 
+    A folder that is there and may not be written is read all the same.
+
     Args:
         folder: where; it holds nothing else.
         max_bytes: most bytes of all files together, as long as they are.
@@ -90,7 +97,7 @@ class DiskTier:
         except OSError as error:
             raise InputError(
                 f"the folder {self.folder} cannot be used as the disk tier of a cache: {error}."
-                " Choose a folder that can be written, or none."
+                " Choose a folder that can be read, and be written to keep anything, or none."
             ) from error
 
     @contextmanager
@@ -101,6 +108,8 @@ class DiskTier:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield _Ledger(descriptor)
         finally:
+            # A process forked meanwhile has this open too: to close it here ends no lock.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def _path(self, kernel_id: str) -> Path:
@@ -110,7 +119,7 @@ class DiskTier:
         """The artifact of an id, its bytes verified; None where it is not there.
 
         Raises:
-            ArtifactError: where its file was damaged; it was removed.
+            ArtifactError: where its file was damaged; it was removed where that is allowed.
             OSError: where its file cannot be read.
         """
         if not _KERNEL_ID.fullmatch(kernel_id):
@@ -123,12 +132,12 @@ class DiskTier:
             try:
                 artifact = read_artifact(self._decompressed(file), kernel_id)
             except (ArtifactError, ValueError, zstandard.ZstdError) as error:
-                self._remove(kernel_id, os.fstat(descriptor))
+                removed = self._remove(kernel_id, os.fstat(descriptor))
                 raise ArtifactError(
-                    f"the file of kernel {kernel_id[:12]} in {self.folder} was damaged and is"
-                    f" removed: {error}"
+                    f"the file of kernel {kernel_id[:12]} in {self.folder} was damaged and"
+                    f" {'is' if removed else 'cannot be'} removed: {error}"
                 ) from error
-            # Read-only file systems are read from all the same.
+            # What may not be written is not marked as used.
             with suppress(OSError):
                 _touch(descriptor)
         return artifact
@@ -145,7 +154,8 @@ class DiskTier:
             raise ValueError(f"its content is not known to be within {most} bytes")
         return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
 
-    def _remove(self, kernel_id: str, damaged: os.stat_result) -> None:
+    def _remove(self, kernel_id: str, damaged: os.stat_result) -> bool:
+        """Whether the damaged file is gone."""
         path = self._path(kernel_id)
         # Where it cannot be removed, it is found damaged again, and never returned.
         with suppress(OSError), self._locked() as ledger:
@@ -154,6 +164,8 @@ class DiskTier:
                 # Nor may its size be what was counted once: they are counted anew.
                 ledger.forget()
                 path.unlink()
+            return True
+        return not path.exists()
 
     def put(self, artifact: Artifact) -> Put:
         """Keep an artifact; one that is there, and whole, is only marked as used.
@@ -229,10 +241,19 @@ class DiskTier:
         Raises:
             OSError: where the folder cannot be used.
         """
-        with self._locked() as ledger:
-            used = sum(entry[2] for entry in self._scan())
-            ledger.write(used)
+        try:
+            with self._locked() as ledger:
+                used = self._sum()
+                ledger.write(used)
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            # Nor is there anything here that could be written down.
+            used = self._sum()
         return used
+
+    def _sum(self) -> int:
+        return sum(entry[2] for entry in self._scan())
 
     def clear(self) -> int:
         """Remove all files; how many there were."""
@@ -250,7 +271,8 @@ class DiskTier:
     @property
     def bytes(self) -> int:
         """The sum of the sizes of all files, whoever put them there."""
-        with self._locked() as ledger:
+        used = None
+        with suppress(OSError), self._locked() as ledger:
             used = ledger.read()
         return self.repair() if used is None else used
 

@@ -1,6 +1,7 @@
 """From where a kernel comes that memory does not have: the disk, then the library."""
 
 import asyncio
+import copy
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +10,12 @@ from typing import NamedTuple
 
 from esper.artifacts import Artifact
 from esper.cache._disk import DiskTier
-from esper.cache._events import Events
+from esper.cache._events import CacheEvent, Events
 from esper.cache._flights import Abandoned, Flights
+from esper.cache._forks import renew_at_fork
 from esper.cache._holdings import Ending, Holdings
 from esper.cache._source import Absent, Guard, KernelSource, ask
-from esper.errors import ArtifactError, InputError, LibraryError
+from esper.errors import ArtifactError, LibraryError
 
 
 class Outcome(NamedTuple):
@@ -40,25 +42,49 @@ class Fetching:
     ) -> None:
         self.flights: Flights[str, Outcome] = Flights()
         self.disk = disk
-        self.library = library
+        self._library = library
         self.guard = guard
         self.events = events
         self._holdings = holdings
         self._absent = Absent(remember_missing)
         self._max_fetches = max_fetches
         self._pool: ThreadPoolExecutor | None = None
+        self._ends: weakref.finalize[..., Fetching] | None = None
+        renew_at_fork(self)
+
+    def forked(self) -> None:
+        """The threads of the pool have stayed in the parent."""
+        self._pool = None
+        if self._ends is not None:
+            self._ends.detach()
+
+    @property
+    def library(self) -> KernelSource | None:
+        """Whom to ask last."""
+        return self._library
+
+    @library.setter
+    def library(self, library: KernelSource | None) -> None:
+        with self._holdings.lock:
+            self._library = library
+            self._absent.clear()
 
     def run(self, kernel_id: str, *, fresh: bool = False) -> tuple[Outcome, bool]:
         """Fetch here, or wait for who is at it; and whether it was done here."""
-        return self.flights.run(kernel_id, partial(self.fetch, kernel_id, fresh=fresh))
+        events: list[CacheEvent] = []
+        fetch = partial(self.fetch, kernel_id, events, fresh=fresh)
+        # A listener may ask for the kernel that it is told of: it is told when that is here.
+        return self.flights.run(kernel_id, fetch, partial(self.events.tell, events))
 
     async def run_async(self, kernel_id: str) -> tuple[Outcome, bool]:
         """As `run`, in a thread that serves no asker: one who is cancelled leaves it going."""
         while True:
             flight, leads = self.flights.join(kernel_id)
             if leads:
-                fetch = partial(self.fetch, kernel_id)
-                self._in_background(partial(self.flights.fly, kernel_id, flight, fetch))
+                events: list[CacheEvent] = []
+                fetch = partial(self.fetch, kernel_id, events)
+                tell = partial(self.events.tell, events)
+                self._in_background(partial(self.flights.fly, kernel_id, flight, fetch, tell))
             try:
                 return await asyncio.wrap_future(flight), leads
             except Abandoned:
@@ -68,7 +94,8 @@ class Fetching:
         with self._holdings.lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._max_fetches, "esper-fetch")
-                weakref.finalize(self, self._pool.shutdown, wait=False).atexit = False
+                self._ends = weakref.finalize(self, self._pool.shutdown, wait=False)
+                self._ends.atexit = False
             pool = self._pool
         try:
             pool.submit(work)
@@ -83,7 +110,7 @@ class Fetching:
         failed = outcome.artifact is None
         self._holdings.count(prefetches=1, prefetches_fetched=brought, prefetches_failed=failed)
         if failed:
-            self.events.tell("prefetch", kernel_id, outcome.error or "it is not in the library")
+            self.events.report("prefetch", kernel_id, outcome.error or "it is not in the library")
 
     def close(self) -> None:
         """Wait for what is being fetched."""
@@ -92,50 +119,52 @@ class Fetching:
         if pool is not None:
             pool.shutdown()
 
-    def fetch(self, kernel_id: str, *, fresh: bool = False) -> Outcome:
+    def fetch(self, kernel_id: str, events: list[CacheEvent], *, fresh: bool = False) -> Outcome:
         """Fetch a kernel into memory, from the nearest place that has it; raises nothing.
 
         Args:
+            events: where it is put what is to be told of it.
             fresh: that nobody has asked for it yet.
         """
-        if not isinstance(kernel_id, str):
-            found = InputError(
-                f"a kernel is asked for by its id, a text, got {kernel_id!r}, a"
-                f" {type(kernel_id).__name__}"
-            )
-            return Outcome("failed", None, found)
         # Another may have brought it since it was missed.
         artifact = self._holdings.peek(kernel_id)
         if artifact is not None:
             return Outcome("joined", artifact)
         try:
-            artifact, damage = self._from_disk(kernel_id)
+            artifact, damage = self._from_disk(kernel_id, events)
             if artifact is not None:
                 self._holdings.keep(artifact, fresh=fresh)
                 return Outcome("disk_hits", artifact)
-            artifact = self._from_library(kernel_id)
+            artifact = self._from_library(kernel_id, events)
             if artifact is None:
                 return Outcome("not_found") if damage is None else Outcome("failed", None, damage)
-            self.keep(artifact, fresh=fresh)
+            self._keep(artifact, events, fresh=fresh)
         except Exception as error:
             return Outcome("failed", None, error)
         return Outcome("fetched", artifact)
 
-    def keep(self, artifact: Artifact, *, fresh: bool = False) -> None:
+    def keep(self, artifact: Artifact) -> None:
         """Keep an artifact on the disk and in memory, within their limits."""
+        events: list[CacheEvent] = []
+        self._keep(artifact, events)
+        self.events.tell(events)
+
+    def _keep(self, artifact: Artifact, events: list[CacheEvent], *, fresh: bool = False) -> None:
         if self.disk is not None:
             try:
                 done = self.disk.put(artifact)
             except OSError as error:
                 self._holdings.count(disk_failures=1)
-                self.events.tell("disk", artifact.kernel_id, error)
+                events.append(self.events.keep("disk", artifact.kernel_id, error))
             else:
                 self._holdings.count(disk_evictions=done.evicted, too_large=not done.kept)
         self._holdings.keep(artifact, fresh=fresh)
         with self._holdings.lock:
             self._absent.forget(artifact.kernel_id)
 
-    def _from_disk(self, kernel_id: str) -> tuple[Artifact | None, ArtifactError | None]:
+    def _from_disk(
+        self, kernel_id: str, events: list[CacheEvent]
+    ) -> tuple[Artifact | None, ArtifactError | None]:
         """The artifact, or how its file was damaged."""
         if self.disk is None:
             return None, None
@@ -143,18 +172,18 @@ class Fetching:
             return self.disk.get(kernel_id), None
         except ArtifactError as error:
             self._holdings.count(disk_damaged=1)
-            self.events.tell("damaged", kernel_id, error)
+            events.append(self.events.keep("damaged", kernel_id, error))
             return None, ArtifactError(
                 f"{error}. The library has no other: compile kernel {kernel_id[:12]} again."
             )
         except OSError as error:
             self._holdings.count(disk_failures=1)
-            self.events.tell("disk", kernel_id, error)
+            events.append(self.events.keep("disk", kernel_id, error))
             return None, None
 
-    def _from_library(self, kernel_id: str) -> Artifact | None:
-        library = self.library
+    def _from_library(self, kernel_id: str, events: list[CacheEvent]) -> Artifact | None:
         with self._holdings.lock:
+            library = self._library
             if library is None or self._absent.recalls(kernel_id):
                 return None
             self._holdings.counts.library_asks += 1
@@ -162,11 +191,13 @@ class Fetching:
             artifact = ask(library, self.guard, kernel_id)
         except (ArtifactError, LibraryError) as error:
             self._holdings.count(library_failures=1)
-            self.events.tell("library", kernel_id, error)
+            events.append(self.events.keep("library", kernel_id, error))
             raise
         if artifact is None:
             with self._holdings.lock:
-                self._absent.note(kernel_id)
+                # What another has not says nothing of the one that took its place meanwhile.
+                if library is self._library:
+                    self._absent.note(kernel_id)
         return artifact
 
     def explained(self, kernel_id: str, error: Exception) -> Exception:
@@ -174,7 +205,7 @@ class Fetching:
         if isinstance(error, ArtifactError):
             return ArtifactError(str(error))
         if not isinstance(error, LibraryError):
-            return error
+            return _copied(error)
         with self._holdings.lock:
             at_hand = f"{len(self._holdings.memory)} in memory"
         if self.disk is not None:
@@ -184,3 +215,13 @@ class Fetching:
             f" it: {error}. At hand: {at_hand}. Use one of those, or ask again when the library"
             " answers."
         )
+
+
+def _copied(error: Exception) -> Exception:
+    try:
+        found = copy.copy(error)
+    except Exception:  # whatever its constructor raises for arguments that are not its own
+        found = None
+    if found is not None and type(found) is type(error):
+        return found
+    return RuntimeError(f"{type(error).__name__}: {error}")

@@ -5,11 +5,13 @@ from typing import Literal
 
 from esper.artifacts import Artifact
 from esper.cache._device import DeviceTiers
+from esper.cache._forks import hold_at_fork
 from esper.cache._history import FollowTable
 from esper.cache._index import Index, Known
 from esper.cache._limits import Limits, in_bytes
 from esper.cache._metadata import artifact_bytes, describe_artifact
 from esper.cache._prefetch import Prefetcher
+from esper.cache._source import check_id
 from esper.cache._statistics import Counts
 from esper.cache._tier import Entry, Tier
 from esper.contracts import KernelMetadata
@@ -23,6 +25,7 @@ class Holdings:
 
     def __init__(self, limits: Limits) -> None:
         self.lock = threading.Lock()
+        hold_at_fork(self.lock)
         self.counts = Counts()
         self.index = Index(limits.max_metadata)
         self.memory: Tier[str, Artifact] = Tier(
@@ -37,7 +40,12 @@ class Holdings:
         self._history = FollowTable()
 
     def hit(self, kernel_id: str) -> Artifact | None:
-        """What memory answers to an ask; None, and a miss begins, where it has no answer."""
+        """What memory answers to an ask; None, and a miss begins, where it has no answer.
+
+        Raises:
+            InputError: for what is no id.
+        """
+        check_id(kernel_id)
         with self.lock:
             entry = self.memory.get(kernel_id)
             if entry is None:
@@ -72,7 +80,12 @@ class Holdings:
             self._regrade(kernel_id, known)
 
     def submit(self, kernel_id: str) -> bool:
-        """Have a kernel fetched that is not there; whether it will be."""
+        """Have a kernel fetched that is not there; whether it will be.
+
+        Raises:
+            InputError: for what is no id.
+        """
+        check_id(kernel_id)
         return kernel_id not in self.memory and self.prefetcher.submit(kernel_id)
 
     def peek(self, kernel_id: str) -> Artifact | None:
@@ -94,7 +107,7 @@ class Holdings:
             if self.memory.get(kernel_id) is not None:
                 return
             if not self.memory.admits(size):
-                counts.too_large += 1
+                counts.too_large += size > self.memory.max_bytes
                 index.note(metadata)
                 return
             grade = index.hold(metadata).grade()
@@ -107,13 +120,23 @@ class Holdings:
                 index.release(gone.key)
 
     def known(self, kernel_id: str) -> KernelMetadata | None:
-        """What is known of a kernel, with what was seen of it; None where nothing is."""
+        """What is known of a kernel, with what was seen of it; None where nothing is.
+
+        Raises:
+            InputError: for what is no id.
+        """
+        check_id(kernel_id)
         with self.lock:
             known = self.index.get(kernel_id)
             return None if known is None else known.seen()
 
     def report(self, kernel_id: str, *, performance: float | None, failures: int) -> bool:
-        """What a kernel was seen to do; False where nothing is known of it."""
+        """What a kernel was seen to do; False where nothing is known of it.
+
+        Raises:
+            InputError: for what is no id.
+        """
+        check_id(kernel_id)
         with self.lock:
             known = self.index.get(kernel_id)
             if known is None:

@@ -1,5 +1,6 @@
 """What is known of kernels, whether or not they are at hand."""
 
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,11 @@ from esper.contracts import KernelMetadata
 from esper.errors import InputError
 
 Backend = Literal["jax", "torch"]
+
+_NAME = re.compile(r"([a-z]+)(?::\d+)?")
+
+_PLATFORMS = frozenset({"cpu", "cuda", "gpu", "rocm", "tpu", "mps", "xpu", "hpu", "xla", "meta"})
+"""Those that are known by their names; others are, by devices of torch or jax."""
 
 UNMEASURED = 0.5
 """Stands in for a performance that nobody has reported."""
@@ -140,18 +146,20 @@ def platform_of(device: object) -> tuple[str, Backend | None]:
     """The platform that a device is of, and whose device it is where that shows.
 
     Raises:
-        InputError: for what is no device.
+        InputError: for what is no device, or a name of none that is known.
     """
-    if isinstance(device, str) and device:
-        name, backend = device.partition(":")[0], None
+    backend: Backend | None = None
+    named = _NAME.fullmatch(device) if isinstance(device, str) else None
+    if named is not None and named[1] in _PLATFORMS:
+        name = named[1]
     elif _is_a(device, "torch", "device"):
         name, backend = getattr(device, "type"), "torch"  # noqa: B009
     elif _is_a(device, "jax", "Device"):
         name, backend = getattr(device, "platform"), "jax"  # noqa: B009
     else:
         raise InputError(
-            f"{device!r} is no device: expected a name such as 'cpu' or 'cuda:0', a torch.device"
-            " or a jax.Device"
+            f"{device!r} is no device: expected a torch.device, a jax.Device or a name such as"
+            f" 'cpu' or 'cuda:0', of {', '.join(sorted(_PLATFORMS))}"
         )
     return ("cuda" if name == "gpu" else name), backend
 
@@ -206,6 +214,9 @@ class Index:
             known = self._known[metadata.kernel_id] = Known(metadata)
         else:
             self._unfile(known)
+            if metadata.flops is None:
+                # The library counts those of a program; an artifact alone does not tell them.
+                metadata = metadata.model_copy(update={"flops": known.metadata.flops})
             known.metadata = metadata
         self._by_shape.setdefault(metadata.input_shape, {})[metadata.kernel_id] = None
         return known

@@ -8,6 +8,9 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+
+from esper.cache._forks import renew_at_fork
 
 _NICENESS = 10
 """Of the thread, on top of its process's, where the system gives threads one of their own."""
@@ -26,6 +29,13 @@ class _Queue:
         self.at: str | None = None
         self.stopped = False
         self.changed = threading.Condition()
+        renew_at_fork(self)
+
+    def forked(self) -> None:
+        """What waits is fetched by the parent."""
+        self.changed = threading.Condition()
+        self.ids.clear()
+        self.at = None
 
     def take(self) -> str | None:
         """The next id, when there is one; None when it is over."""
@@ -89,6 +99,9 @@ class Prefetcher:
                 queue.dropped += 1
                 return False
             queue.ids[kernel_id] = None
+            if self._thread is None:
+                _stop_at_exit()
+                _started.add(weakref.ref(self, _started.discard))
             # After a fork the thread is gone.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
@@ -98,7 +111,6 @@ class Prefetcher:
                     daemon=True,
                 )
                 self._thread.start()
-                atexit.register(_stop, weakref.ref(self))
             queue.changed.notify_all()
         return True
 
@@ -134,7 +146,17 @@ class Prefetcher:
             thread.join(timeout)
 
 
-def _stop(prefetcher: "weakref.ref[Prefetcher]") -> None:
-    found = prefetcher()
-    if found is not None:
-        found.stop(_PATIENCE)
+_started: "set[weakref.ref[Prefetcher]]" = set()
+
+
+@cache
+def _stop_at_exit() -> None:
+    # Once, and not before a thread has begun: what is registered later runs earlier.
+    atexit.register(_stop)
+
+
+def _stop() -> None:
+    for started in list(_started):
+        prefetcher = started()
+        if prefetcher is not None:
+            prefetcher.stop(_PATIENCE)

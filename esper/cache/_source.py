@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from esper.artifacts import Artifact
-from esper.errors import ArtifactError, KernelNotFoundError, LibraryError
+from esper.errors import ArtifactError, InputError, KernelNotFoundError, LibraryError
 
 _MOST_ABSENT = 1024
 """Ids whose absence is remembered at most."""
@@ -69,6 +69,23 @@ class Absent:
     def forget(self, kernel_id: str) -> None:
         """It is there after all."""
         self._left.pop(kernel_id, None)
+
+    def clear(self) -> None:
+        """Another library is asked from now on."""
+        self._left.clear()
+
+
+def check_id(kernel_id: object) -> None:
+    """Refuse what is no id.
+
+    Raises:
+        InputError: for what is no text.
+    """
+    if not isinstance(kernel_id, str):
+        raise InputError(
+            f"a kernel is asked for by its id, a text, got {kernel_id!r}, a"
+            f" {type(kernel_id).__name__}"
+        )
 
 
 def ask(library: KernelSource, guard: Guard, kernel_id: str) -> Artifact | None:

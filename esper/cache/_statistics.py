@@ -1,15 +1,10 @@
-"""What a cache counts, and its face for Prometheus."""
+"""What a cache counts."""
 
 import dataclasses
-import weakref
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
-    from esper.cache._cache import KernelCache
     from esper.cache._fetching import Fetching
     from esper.cache._holdings import Holdings
     from esper.cache._limits import Limits
@@ -64,39 +59,33 @@ class Counts:
     compatibility_failures: int = 0
 
 
-_GAUGES = (
-    "entries",
-    "total_bytes",
-    "max_bytes",
-    "device_bytes",
-    "disk_bytes",
-    "metadata_cache_size",
-)
-
-
 def basic(holdings: "Holdings", limits: "Limits") -> dict[str, Any]:
     """The statistics that a cache of one tier would have, of the one in memory."""
     with holdings.lock:
-        counts, memory = dataclasses.replace(holdings.counts), holdings.memory
-        keys, size = list(memory), memory.bytes
+        return _of_memory(holdings, limits)
+
+
+def _of_memory(holdings: "Holdings", limits: "Limits") -> dict[str, Any]:
+    """The same; to be called under the lock."""
+    counts, memory = holdings.counts, holdings.memory
     asks = counts.hits + counts.misses
     return {
-        "entries": len(keys),
-        "total_size_mb": size / (1 << 20),
+        "entries": len(memory),
+        "total_size_mb": memory.bytes / (1 << 20),
         "max_size_mb": limits.max_cache_size_mb,
         "max_entries": limits.max_entries,
         "hits": counts.hits,
         "misses": counts.misses,
         "evictions": counts.evictions_bytes + counts.evictions_entries,
         "hit_rate": counts.hits / asks if asks else 0.0,
-        "cache_keys": keys,
+        "cache_keys": list(memory),
     }
 
 
 def enhanced(holdings: "Holdings", fetching: "Fetching", limits: "Limits") -> dict[str, Any]:
     """Everything that is counted; what one lock guards is of one moment."""
-    stats = basic(holdings, limits)
     with holdings.lock:
+        stats = _of_memory(holdings, limits)
         counts = dataclasses.asdict(holdings.counts)
         devices = holdings.devices.held()
         of_devices = dataclasses.asdict(holdings.devices.counts)
@@ -132,48 +121,3 @@ def enhanced(holdings: "Holdings", fetching: "Fetching", limits: "Limits") -> di
         "prefetches_dropped": holdings.prefetcher.dropped,
         "listener_failures": fetching.events.listener_failures,
     }
-
-
-class Collector:
-    """Gives a cache's statistics to a registry whenever they are collected."""
-
-    def __init__(self, cache: "KernelCache", name: str) -> None:
-        self._cache = weakref.ref(cache)
-        self._name = name
-
-    def collect(self) -> Iterable[Any]:
-        """One family of metrics for each number."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        cache = self._cache()
-        if cache is None:
-            return
-        stats = cache.get_enhanced_stats()
-        for gauge in _GAUGES:
-            if stats[gauge] is None:
-                continue
-            family = GaugeMetricFamily(
-                f"esper_kernel_cache_{gauge}", f"{gauge} of the kernel cache", labels=["cache"]
-            )
-            family.add_metric([self._name], stats[gauge])
-            yield family
-        for field in dataclasses.fields(Counts):
-            family = CounterMetricFamily(
-                f"esper_kernel_cache_{field.name}",
-                f"{field.name} of the kernel cache",
-                labels=["cache"],
-            )
-            family.add_metric([self._name], stats[field.name])
-            yield family
-
-    def describe(self) -> Iterable[Any]:
-        """Nothing, so that registering does not collect."""
-        return ()
-
-
-def register(cache: "KernelCache", registry: "CollectorRegistry", name: str) -> None:
-    """Have a registry collect a cache's statistics for as long as the cache lives."""
-    collector: Any = Collector(cache, name)
-    registry.register(collector)
-    finalizer = weakref.finalize(cache, registry.unregister, collector)
-    finalizer.atexit = False

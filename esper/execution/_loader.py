@@ -11,6 +11,7 @@ from esper.execution._backends import Backend, Params, Run
 from esper.execution._incidents import Incidents
 from esper.execution._latency import Latencies
 from esper.execution._load import Trust
+from esper.execution._seen import Seen
 from esper.recovery import ErrorContext
 from esper_functional import KasminaException
 
@@ -26,7 +27,7 @@ class Loaded(NamedTuple):
     route: str
     size: int
     """Bytes of the program in the artifact."""
-    seen: set[Hashable]
+    seen: Seen
     """Shapes and dtypes of inputs that it has run, and so was compiled for by jax."""
 
 
@@ -41,7 +42,7 @@ class Ready(NamedTuple):
     dtype: str
     size: int
     """Bytes of the parameters."""
-    seen: set[Hashable]
+    seen: Seen
     """Shapes and dtypes of inputs that fit."""
 
 
@@ -171,7 +172,7 @@ class KernelLoader:
             shape=tuple(signature.input_shape),
             dtype=signature.dtype,
             size=sum(int(p.nbytes) for p in artifact.params.values()),
-            seen=set(),
+            seen=Seen(),
         )
         with self._lock:
             self._kernels.put(artifact.kernel_id, ready)
@@ -216,7 +217,7 @@ class KernelLoader:
         if loaded is not None:
             return self._backend.with_program(kernel, loaded.program), loaded
         size = len((artifact.torchscript if script else artifact.stablehlo) or b"")
-        loaded = Loaded(kernel.program, self._backend.runner(kernel), route, size, set())
+        loaded = Loaded(kernel.program, self._backend.runner(kernel), route, size, Seen())
         self._compilation.add(self._clock() - begun)
         with self._lock:
             self._programs.put(key, loaded)

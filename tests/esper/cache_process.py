@@ -1,7 +1,8 @@
 """Processes that share a disk tier and are killed: `python cache_process.py FOLDER ARTIFACT`.
 
-In each round four processes put and get kernels at random, in a folder that has room for half of
-them, until each is killed at a random moment. A line of JSON says what a round left.
+In each round four processes of four threads each put and get kernels at random, in a folder that
+has room for half of them, until each is killed at a random moment. A line of JSON says what a round
+left.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -20,32 +22,47 @@ from tests.esper.cache_kernels import variant
 
 ROUNDS = 8
 PROCESSES = 4
+THREADS = 4
 KERNELS = 24
 MAX_BYTES = 120_000
 
 
-def work(folder: Path, kernels: list[Artifact], seed: int, progress: int) -> None:
+def work(tier: DiskTier, kernels: list[Artifact], seed: int, progress: int, own: bytes) -> None:
     """Put and get for ever; what is got must be what was put."""
     chance = random.Random(seed)
-    tier = DiskTier(folder, MAX_BYTES)
-    while True:
-        kernel = chance.choice(kernels)
-        if chance.random() < 0.5:
-            assert tier.put(kernel).kept
-        else:
-            found = tier.get(kernel.kernel_id)
-            assert found is None or found.data == kernel.data
-        os.write(progress, b".")
+    try:
+        while True:
+            kernel = chance.choice(kernels)
+            if chance.random() < 0.5:
+                assert tier.put(kernel).kept
+            else:
+                found = tier.get(kernel.kernel_id)
+                assert found is None or found.data == kernel.data
+            os.write(progress, own)
+    except BaseException:
+        failed(progress)
 
 
-def start(folder: Path, kernels: list[Artifact], seed: int, progress: int) -> int:
+def failed(progress: int) -> None:
+    """End this process, and have nobody wait for its threads to begin."""
+    traceback.print_exc()
+    os.write(progress, bytes(range(PROCESSES * THREADS)))
+    os._exit(1)
+
+
+def start(folder: Path, kernels: list[Artifact], turn: int, process: int, progress: int) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            work(folder, kernels, seed, progress)
+            tier = DiskTier(folder, MAX_BYTES)
+            for thread in range(THREADS):
+                own = THREADS * process + thread
+                arguments = (tier, kernels, 100 * turn + own, progress, bytes([own]))
+                threading.Thread(target=work, args=arguments).start()
+            while True:
+                signal.pause()
         except BaseException:
-            traceback.print_exc()
-        os._exit(1)
+            failed(progress)
     return pid
 
 
@@ -56,12 +73,16 @@ def main() -> None:
     chance = random.Random(0)
     for turn in range(ROUNDS):
         reading, writing = os.pipe()
-        pids = [start(folder, kernels, 10 * turn + n, writing) for n in range(PROCESSES)]
-        # None is killed before all have begun.
-        done = len(os.read(reading, 1))
+        pids = [start(folder, kernels, turn, n, writing) for n in range(PROCESSES)]
+        # None is killed before all sixteen threads are at work.
+        done, begun = 0, set[int]()
+        while len(begun) < PROCESSES * THREADS:
+            some = os.read(reading, 1 << 16)
+            begun.update(some)
+            done += len(some)
         killed = 0
         for pid in pids:
-            time.sleep(0.1 + chance.random() * 0.3)
+            time.sleep(0.05 + chance.random() * 0.25)
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
             killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
@@ -74,6 +95,7 @@ def main() -> None:
         tier = DiskTier(folder, MAX_BYTES)
         left = {
             "killed": killed,
+            "threads": len(begun),
             "done": done,
             "written_down": int(text) if text.isdigit() else None,
             "lying": lying,

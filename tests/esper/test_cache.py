@@ -11,6 +11,8 @@ import threading
 import prometheus_client
 import pytest
 import torch
+from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from esper.cache import EnhancedKernelCache, KernelCache
 from esper.cache._metadata import artifact_bytes
@@ -94,6 +96,29 @@ def test_an_absence_is_remembered_for_so_many_asks_and_until_it_is_put(kernels):
     cache.clear()
     library.kernels[kernels[0].kernel_id] = kernels[0]
     assert cache.load_kernel_sync(kernels[0].kernel_id) is not None
+
+
+def test_a_new_library_is_asked_for_what_the_one_before_did_not_have(artifact):
+    before, after = Shelf(), Shelf(artifact)
+    cache = KernelCache(before, remember_missing=5)
+    assert cache.load_kernel_sync(artifact.kernel_id) is None
+    cache.library = after
+    assert cache.load_kernel_sync(artifact.kernel_id) is artifact
+    assert cache.library is after
+
+
+def test_what_an_old_library_answers_late_says_nothing_of_the_new_one(artifact):
+    before, after = Shelf(), Shelf(artifact)
+    before.gate = threading.Event()
+    cache = KernelCache(before, remember_missing=5)
+    cache.prefetch([artifact.kernel_id])
+    assert before.asked.wait(30)
+    cache.library = after
+    before.gate.set()
+    assert cache.wait_for_prefetches(30)
+    assert artifact.kernel_id not in cache
+    assert cache.load_kernel_sync(artifact.kernel_id) is artifact
+    cache.close()
 
 
 @pytest.mark.parametrize(
@@ -186,6 +211,49 @@ def test_a_listener_that_fails_ends_nothing(kernels):
         cache.load_kernel_sync(MISSING)
     assert cache.get_enhanced_stats()["listener_failures"] == 1
     assert len(cache.events()) == 1
+
+
+@pytest.mark.parametrize("asks", ["sync", "async"])
+def test_a_listener_may_ask_for_the_kernel_that_it_is_told_of(tmp_path, artifact, asks):
+    told, found = [], []
+
+    def listener(event):
+        told.append(event.kind)
+        found.append(cache.load_kernel_sync(event.kernel_id))
+
+    cache = KernelCache(Shelf(artifact), disk=tmp_path / "disk", on_event=listener)
+    cache.put(artifact)
+    cache.clear()
+    (tmp_path / "disk" / f"{artifact.kernel_id}.zst").write_bytes(b"x")
+
+    def ask():
+        if asks == "sync":
+            return cache.load_kernel_sync(artifact.kernel_id)
+        return asyncio.run(cache.load_kernel(artifact.kernel_id))
+
+    # It would keep the process, if it hung.
+    asking = threading.Thread(target=lambda: found.append(ask()), daemon=True)
+    asking.start()
+    asking.join(20)
+    assert told == ["damaged"]
+    assert found == [artifact, artifact]
+    assert cache.get_enhanced_stats()["listener_failures"] == 0
+
+
+def test_what_a_listener_brings_about_is_kept_and_not_told_to_it_again(tmp_path):
+    library, told = Shelf(), []
+    library.down = DOWN
+
+    def listener(event):
+        told.append(event.kind)
+        cache.load_kernel_sync(event.kernel_id)
+
+    cache = KernelCache(library, on_event=listener)
+    with pytest.raises(LibraryError):
+        cache.load_kernel_sync(MISSING)
+    assert told == ["library"]
+    assert [event.kind for event in cache.events()] == ["library", "library"]
+    assert cache.get_enhanced_stats()["listener_failures"] == 1
 
 
 def test_only_so_many_events_are_kept():
@@ -393,7 +461,9 @@ def test_a_cache_of_nothing_still_answers(kernels):
         for kernel in kernels:
             assert cache.load_kernel_sync(kernel.kernel_id) is kernel
         stats = cache.get_enhanced_stats()
-        assert (stats["entries"], stats["total_bytes"], stats["too_large"]) == (0, 0, 4)
+        assert (stats["entries"], stats["total_bytes"]) == (0, 0)
+        # They are larger than nothing, but not larger than what no number of them may fill.
+        assert stats["too_large"] == (4 if "max_cache_size_mb" in none else 0)
         assert stats["metadata_cache_size"] == 0
 
 
@@ -403,13 +473,29 @@ def test_what_is_no_artifact_is_not_put(artifact):
         cache.put(artifact.data)
 
 
-def test_what_is_no_id_is_not_asked_for():
+@pytest.mark.parametrize("odd", [7, None, [], b"7"])
+def test_what_is_no_id_is_not_asked_for(odd):
     library = Shelf()
     cache = KernelCache(library)
-    with pytest.raises(InputError, match="a kernel is asked for by its id, a text, got 7, a int"):
-        cache.load_kernel_sync(7)  # type: ignore[arg-type]
+    for ask in (
+        cache.load_kernel_sync,
+        cache.metadata,
+        cache.record_failure,
+        lambda odd: cache.record_performance(odd, 0.5),
+        lambda odd: cache.prefetch([odd]),
+        lambda odd: asyncio.run(cache.load_kernel(odd)),
+        lambda odd: asyncio.run(cache.load_kernel_with_validation(odd, (1, 2), "cpu")),
+        lambda odd: cache.load_on_device(
+            odd, backend="b", device="d", load=lambda a: a, size=lambda _: 1
+        ),
+    ):
+        with pytest.raises(InputError, match=r"a kernel is asked for by its id, a text, got ") as e:
+            ask(odd)
+        assert str(e.value).endswith(f" got {odd!r}, a {type(odd).__name__}")
+        assert e.value.__cause__ is None
     assert library.asks == []
-    assert cache.get_enhanced_stats()["failed"] == 1
+    stats = cache.get_enhanced_stats()
+    assert (stats["misses"], stats["device_misses"]) == (0, 0)
 
 
 def test_a_copy_is_empty_and_has_the_same_limits(tmp_path, kernels):
@@ -437,26 +523,80 @@ def test_a_copy_is_empty_and_has_the_same_limits(tmp_path, kernels):
     assert alone.load_kernel_sync(kernels[1].kernel_id) is None
 
 
-def test_statistics_of_prometheus_are_the_caches(tmp_path, kernels):
+def numbers(stats):
+    return {name: value for name, value in stats.items() if isinstance(value, int | float)}
+
+
+def test_statistics_of_prometheus_are_the_caches_and_all_of_them(tmp_path, kernels):
     registry = prometheus_client.CollectorRegistry()
     cache = KernelCache(Shelf(*kernels), registry=registry, name="a", disk=tmp_path / "disk")
     other = KernelCache(Shelf(*kernels), registry=registry, name="b")
     for _ in range(3):
         cache.load_kernel_sync(kernels[0].kernel_id)
 
-    def sample(name, cache="a"):
-        return registry.get_sample_value(f"esper_kernel_cache_{name}", {"cache": cache})
+    def samples(name):
+        # Which refuses a family that comes twice, and a sample that does.
+        families = text_string_to_metric_families(generate_latest(registry).decode())
+        return {
+            sample.name.removeprefix("esper_kernel_cache_").removesuffix("_total"): sample.value
+            for family in families
+            for sample in family.samples
+            if sample.labels == {"cache": name}
+        }
 
-    stats = cache.get_enhanced_stats()
-    assert (sample("hits_total"), sample("misses_total"), sample("entries")) == (2, 1, 1)
-    assert sample("total_bytes") == held_bytes(kernels[0])
-    assert sample("disk_bytes") == stats["disk_bytes"] > 0
-    assert sample("hits_total", "b") == 0
-    assert sample("disk_bytes", "b") is None
+    assert samples("a") == numbers(cache.get_enhanced_stats())
+    assert samples("b") == numbers(other.get_enhanced_stats())
+    assert samples("a")["disk_entries"] == samples("a")["entries"] == 1
+    assert "disk_bytes" not in samples("b")
+    hits = registry.get_sample_value("esper_kernel_cache_hits_total", {"cache": "a"})
+    assert hits == 2
     del other
     gc.collect()
-    assert sample("hits_total", "b") is None
-    assert sample("hits_total") == 2
+    assert samples("b") == {}
+    assert samples("a")["hits"] == 2
+
+
+def test_caches_of_one_registry_have_names_of_their_own(kernels):
+    registry = prometheus_client.CollectorRegistry()
+    cache = KernelCache(registry=registry)
+    expected = (
+        "has a cache named 'kernels' already: give this one another name, by name=, or let go"
+    )
+    with pytest.raises(InputError, match=expected):
+        KernelCache(registry=registry)
+    KernelCache(registry=prometheus_client.CollectorRegistry())
+    del cache
+    gc.collect()
+    again = KernelCache(registry=registry)
+    again.put(kernels[0])
+    name = "esper_kernel_cache_entries"
+    assert registry.get_sample_value(name, {"cache": "kernels"}) == 1
+
+
+def test_all_statistics_are_of_one_moment(kernels):
+    cache = KernelCache()
+    cache.put(kernels[0])
+    lock = cache._holdings.lock
+    others = iter(kernels[1:])
+
+    class Contended:
+        """The same lock, and whenever it is free another comes who changes something."""
+
+        def __enter__(self):
+            lock.acquire()
+
+        def __exit__(self, *_):
+            lock.release()
+            cache._holdings.lock = lock
+            if (kernel := next(others, None)) is not None:
+                cache.put(kernel)
+            cache._holdings.lock = self
+
+    cache._holdings.lock = Contended()  # type: ignore[assignment]
+    stats = cache.get_enhanced_stats()
+    assert stats["cache_keys"] == [kernels[0].kernel_id]
+    assert stats["total_bytes"] == stats["total_size_mb"] * (1 << 20) == held_bytes(kernels[0])
+    assert stats["entries"] == stats["metadata_cache_size"] == 1
 
 
 def test_a_cache_says_nothing_to_the_registry_of_all_unless_asked(artifact):

@@ -1,6 +1,7 @@
 """Many askers, one fetch: threads and coroutines, cancelled ones, and a library that is down."""
 
 import asyncio
+import dataclasses
 import gc
 import random
 import threading
@@ -221,6 +222,42 @@ def test_askers_of_what_cannot_be_had_get_each_an_error_of_their_own(artifact):
     # One who comes when the first has its answer asks again: a failure is not remembered.
     assert stats["failed"] == stats["library_failures"] == len(library.asks) >= 1
     assert stats["failed"] + stats["joined"] == 8
+
+
+class Odd(Exception):
+    """Made of other arguments than it keeps, so that it cannot be copied."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [(MemoryError("no room"), MemoryError, "no room"), (Odd("a", "b"), RuntimeError, "Odd: a b")],
+)
+def test_an_error_of_another_kind_is_each_askers_own_too(artifact, error, raised, message):
+    def sizes(self):
+        raise error
+
+    # It cannot be kept, for a reason that is none of the library's.
+    broken = dataclasses.replace(artifact, params=type("Params", (dict,), {"values": sizes})())
+    library = Shelf(broken)
+    library.gate = threading.Event()
+    cache = KernelCache(library)
+
+    def ask(number: int) -> None:
+        if number == 4:
+            waits(cache, 4)
+            library.gate.set()
+        else:
+            cache.load_kernel_sync(artifact.kernel_id)
+
+    found = in_threads(5, ask)
+    assert len(found) == len({id(one) for one in found}) == 4
+    for one in found:
+        assert type(one) is raised
+        assert str(one) == message
+        assert one.__cause__ is error
 
 
 @pytest.mark.parametrize("disk", [False, True], ids=["memory", "disk"])

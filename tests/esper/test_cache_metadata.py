@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 
 import jax
 import pytest
@@ -66,6 +67,22 @@ def test_metadata_is_what_the_library_records_and_more(tmp_path, artifact, squar
         sides = sum(told.input_shape) + sum(told.output_shape)
         assert told.memory_bytes(5) == 4 * (told.parameter_count + 5 * sides)
         assert told.memory_footprint_mb == told.memory_bytes() / (1 << 20)
+
+
+def test_what_the_library_counted_is_known_when_the_kernel_is_loaded(library, artifact):
+    (record,) = library.find()
+    # As of a user's own kernel, the artifact alone does not tell what its program costs.
+    own = rewrite_artifact(artifact, blueprint=b"{")
+    assert describe_artifact(own).flops is None
+    cache = KernelCache(Shelf(own))
+    assert cache.load_metadata([dataclasses.replace(record, kernel_id=own.kernel_id)]) == 1
+    for _ in range(2):
+        assert cache.load_kernel_sync(own.kernel_id) is not None
+        known = cache.metadata(own.kernel_id)
+        assert known is not None
+        assert known.flops == record.flops > 0
+        assert known.platforms == ("cpu", "cuda")
+        cache.clear()
 
 
 def test_what_cannot_be_read_is_known_to_run_nowhere(artifact):
@@ -252,10 +269,27 @@ def test_one_that_is_known_not_to_fit_is_not_fetched(artifact):
     assert cache.get_enhanced_stats()["compatibility_checks"] == 2
 
 
-@pytest.mark.parametrize("device", [None, "", 0, object()])
+@pytest.mark.parametrize(
+    "device", [None, "", 0, object(), "banana", "cuda:", "cuda:x", "cuda:0:1", "CPU", ":0"]
+)
 def test_what_is_no_device(device):
-    with pytest.raises(InputError, match=r"is no device: expected a name such as 'cpu'"):
-        KernelCache().find_compatible_kernels((1, 2), device)
+    cache = KernelCache()
+    expected = (
+        rf"^{re.escape(repr(device))} is no device: expected a torch.device, a jax.Device or a name"
+        r" such as 'cpu' or 'cuda:0', of cpu, cuda, gpu, hpu, meta, mps, rocm, tpu, xla, xpu$"
+    )
+    with pytest.raises(InputError, match=expected):
+        cache.find_compatible_kernels((1, 2), device)
+    with pytest.raises(InputError, match=expected):
+        asyncio.run(cache.load_kernel_with_validation("0" * 64, (1, 2), device))
+
+
+def test_a_device_of_torch_is_known_whatever_its_name(artifact):
+    cache = KernelCache()
+    cache.put(artifact)
+    # torch runs its TorchScript wherever it runs anything.
+    for device in (torch.device("privateuseone:1"), torch.device("vulkan")):
+        assert found(cache, (1, 2), device) == [artifact.kernel_id]
 
 
 @pytest.mark.parametrize("shape", [3, None, (1.5, 2), ("b", 2)])

@@ -1,5 +1,7 @@
 """What is expected next, and that fetching it is in nobody's way."""
 
+import atexit
+import gc
 import os
 import random
 import subprocess
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from esper.cache import KernelCache
 from esper.cache._history import FollowTable
+from esper.cache._prefetch import _started
 from tests.esper.cache_kernels import DOWN, Shelf, variant
 
 
@@ -204,6 +207,19 @@ def test_the_thread_is_of_low_priority_and_no_other_is(kernels):
     cache.load_kernel_sync(kernels[1].kernel_id)
     cache.close()
     assert seen == [min(19, before + 10) if sys.platform == "linux" else before, before]
+
+
+def test_caches_leave_nothing_behind_that_is_to_be_done_at_exit(kernels):
+    registered, before = [], len(_started)
+    for _ in range(4):
+        cache = KernelCache(Shelf(*kernels))
+        cache.prefetch([kernels[0].kernel_id])
+        assert cache.wait_for_prefetches(30)
+        registered.append(atexit._ncallbacks())
+    assert len(set(registered)) == 1
+    del cache
+    gc.collect()
+    assert len(_started) <= before
 
 
 EXIT = """
