@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, cast
 
 from pebble import ProcessExpired, ProcessPool
@@ -226,6 +227,7 @@ def _uninterrupted() -> Iterator[None]:
     """A while in which workers may start: Ctrl-C is answered after it, and never by them."""
     # It is for the process that asked, which ends its workers. They inherit what is blocked, from
     # the threads too that are made here and make other workers.
+    resource_tracker.ensure_running()  # which unblocks it, where the first worker would start it
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     handler = signal.getsignal(signal.SIGINT)
     asked: list[int] = []

@@ -500,6 +500,14 @@ def test_ctrl_c_during_the_imports_ends_the_command(kept, module):
     assert shown == ""
 
 
+def imports(process: int) -> bool:
+    """Whether a worker of a process is at its imports."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    workers = [child for child, command in commands.items() if b"spawn_main" in command]
+    return any("numpy" in Path(f"/proc/{child}/maps").read_text() for child in workers)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes under /proc")
 def test_ctrl_c_while_workers_start_ends_them_without_a_word(tmp_path):
     process = subprocess.Popen(
@@ -508,12 +516,9 @@ def test_ctrl_c_while_workers_start_ends_them_without_a_word(tmp_path):
         cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if len(children.read_text().split()) >= 3:  # with Python's own, which minds what they share
-            break
-        time.sleep(0.002)
+    while time.monotonic() < deadline and process.poll() is None and not imports(process.pid):
+        time.sleep(0.01)
     # As a terminal does, to all of them.
     os.killpg(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=60)
