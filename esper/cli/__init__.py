@@ -3,46 +3,18 @@
 Exit status: 0 done, 1 failed, 2 bad usage or input, 130 interrupted.
 """
 
-from typing import Annotated
+from esper.cli._interrupt import end_at_once
 
-import typer
-
-import esper
-from esper.cli import _kernels
-from esper.cli._console import out
-from esper.cli._grow import grow, replay
-
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="esper",
-    help="Neural networks that grow while they train.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-def _show_version(asked: bool) -> None:
-    if asked:
-        out.print(f"esper {esper.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, help="Show the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-app.command()(grow)
-app.command()(replay)
-app.add_typer(_kernels.app)
+__all__ = ["main"]
 
 
 def main() -> None:
     """Entry point of the command `esper`."""
-    app(prog_name="esper")
+    # Before the imports, which take seconds; `errors` takes over when they are done.
+    end_at_once()
+    from esper.cli._app import app
+
+    try:
+        app(prog_name="esper")
+    finally:
+        end_at_once()

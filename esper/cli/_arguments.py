@@ -1,5 +1,6 @@
 """What the commands on kernels share: where the library is, and how things are named."""
 
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,14 +8,19 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from esper.cli._console import err
-from esper.errors import InputError
+from esper.errors import InputError, KernelNotFoundError
 
 if TYPE_CHECKING:
+    from esper.artifacts import Artifact
     from esper.contracts import KernelSignature
     from esper.tezzeret import BlueprintIR
+    from esper.urza import Library
 
 LibraryFolder = Annotated[Path, typer.Option("--library", help="Folder of the library.")]
 DEFAULT_LIBRARY = Path("runs/library")
+
+_MOST_TEXT = 1 << 20
+"""Largest blueprint that is parsed."""
 
 
 def progress() -> Progress:
@@ -56,24 +62,63 @@ def blueprint_of(name: str) -> "BlueprintIR":
     if path.suffix not in (".yaml", ".yml", ".json"):
         return load_blueprint(name)
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = _content(path, "blueprint file", _MOST_TEXT).decode()
+    except UnicodeDecodeError as error:
         raise InputError(f"the blueprint file {path} cannot be read: {error}") from error
     return parse_blueprint(text, str(path))
 
 
 def is_file_of_kernel(text: str) -> bool:
     """Whether an argument names a file, and not a kernel of the library."""
-    return text.endswith(".kernel") or Path(text).is_file()
+    try:
+        return text.endswith(".kernel") or Path(text).is_file()
+    except OSError:  # longer than a file's name may be
+        return False
 
 
 def bytes_of(path: str, advice: str = "") -> bytes:
     """The content of a kernel's file.
 
     Raises:
-        InputError: where it cannot be read.
+        InputError: where it cannot be read, or is larger than any kernel.
+    """
+    from esper.artifacts._artifact import MAX_BYTES
+
+    return _content(Path(path), "kernel file", MAX_BYTES, advice)
+
+
+def _content(path: Path, what: str, most: int, advice: str = "") -> bytes:
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"the {what} {path} cannot be read: it is no file{advice}")
+        if found.st_size > most:
+            raise InputError(
+                f"the {what} {path} has {found.st_size} bytes, and may have at most {most}: it is"
+                " something else"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the {what} {path} cannot be read: {error}{advice}") from error
+
+
+def id_of(text: str, store: "Library") -> str:
+    """The id of the kernel of a library that an argument names.
+
+    Raises:
+        InputError: where the library has none that begins so, or several.
     """
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"the kernel file {path} cannot be read: {error}{advice}") from error
+        return store.full_id(text)
+    except KernelNotFoundError as error:
+        raise InputError(str(error)) from error
+
+
+def due(artifact: "Artifact") -> bool:
+    """Whether a kernel is to be compiled anew; one that does not say by what it was, is."""
+    from esper.tezzeret import is_due
+
+    try:
+        return is_due(artifact)
+    except (InputError, KeyError):
+        return True

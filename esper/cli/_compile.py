@@ -1,18 +1,23 @@
 """`esper kernels compile`."""
 
-from typing import TYPE_CHECKING, Annotated
+import re
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from esper.cli._arguments import DEFAULT_LIBRARY, LibraryFolder, blueprint_of, signature_of
+from esper.cli._arguments import DEFAULT_LIBRARY, LibraryFolder, blueprint_of, id_of, signature_of
 from esper.cli._arguments import progress as progress_bar
-from esper.cli._console import Trace, err, errors, out, say
-from esper.errors import EsperError, InputError
+from esper.cli._console import Trace, err, errors, out, say, status_of
+from esper.cli._interrupt import end_at_once, raise_again
+from esper.errors import ArtifactError, EsperError, InputError, LibraryError
 
 if TYPE_CHECKING:
+    from esper.artifacts import Artifact
     from esper.contracts import KernelSignature
     from esper.tezzeret import BlueprintIR, CompileJob, CompileOutcome
     from esper.urza import Library
+
+_BACKENDS: tuple[Literal["jax", "torch"], ...] = ("jax", "torch")
 
 
 def compile_kernels(
@@ -77,9 +82,9 @@ def compile_kernels(
         jobs += [_anew(store, kernel_id) for kernel_id in again or []]
         failures = _compile(store, jobs, workers, measure)
         if failures:
-            for _, error in failures:
+            for error in failures:
                 say(err, "red", str(error))
-            raise typer.Exit(2 if all(isinstance(e, InputError) for _, e in failures) else 1)
+            raise typer.Exit(status_of(failures))
 
 
 def _asked(
@@ -101,8 +106,11 @@ def _asked(
 
 def _size(text: str) -> tuple[str, int]:
     name, equals, value = text.partition("=")
-    if not equals or not value.isdecimal():
-        raise InputError(f"--size takes a name and a number, such as 'width=16'; got {text!r}")
+    if not equals or not re.fullmatch("[0-9]{1,9}", value):
+        raise InputError(
+            "--size takes a name and a number of at most 9 digits, such as 'width=16'; got"
+            f" {text[:40]!r}"
+        )
     return name, int(value)
 
 
@@ -117,57 +125,83 @@ def _job(
 def _anew(store: "Library", kernel_id: str) -> "CompileJob":
     from esper.tezzeret import recompile_job
 
-    return recompile_job(store.get(store.full_id(kernel_id)))
+    return recompile_job(store.get(id_of(kernel_id, store)))
 
 
 def _compile(
     store: "Library", jobs: list["CompileJob"], workers: int | None, measure: bool
-) -> list[tuple["CompileJob", EsperError]]:
+) -> list[EsperError]:
     """Compile what the library has not, print what there is, and give the failures."""
-    from esper.tezzeret import CompilePool, kernel_recipe
+    from esper.tezzeret import CompilePool
 
     missing: list[CompileJob] = []
+    failures: list[EsperError] = []
     for job in jobs:
-        recipe = kernel_recipe(
-            job.blueprint,
-            job.signature,
-            sizes=job.sizes,
-            init_seed=job.init_seed,
-            ancestor=job.ancestor,
-        )
-        known = store.find(recipe=recipe)
-        if known:
-            out.print(known[0].kernel_id, highlight=False, soft_wrap=True)
-        else:
+        known = _known(store, job)
+        if known is None:
             missing.append(job)
-    failures: list[tuple[CompileJob, EsperError]] = []
+            continue
+        out.print(known.kernel_id, highlight=False, soft_wrap=True)
+        if measure:
+            failures += _measure(store, known)
     count = min(len(missing), 2) if workers is None and len(missing) > 1 else workers or 0
+    if missing and not count:
+        _import_torch()
 
     def keep(outcome: "CompileOutcome") -> None:
-        if outcome.artifact is None or outcome.error is not None:
-            failures.append((outcome.job, outcome.error or EsperError("no kernel came of it")))
-            return
-        out.print(store.put(outcome.artifact), highlight=False, soft_wrap=True)
-        for measurement in outcome.measurements:
-            store.record_measurement(measurement)
+        if outcome.artifact is not None:
+            try:
+                kernel_id = store.put(outcome.artifact)
+            except EsperError as error:
+                failures.append(error)
+                return
+            out.print(kernel_id, highlight=False, soft_wrap=True)
+            try:
+                for measurement in outcome.measurements:
+                    store.record_measurement(measurement)
+            except EsperError as error:
+                failures.append(error)
+        if outcome.error is not None:
+            failures.append(outcome.error)
 
     with progress_bar() as progress:
         bar = progress.add_task("compiling", total=len(missing))
         if not count:
             for job in missing:
-                keep(_compile_here(job, measure))
+                outcome = _compile_here(job)
+                keep(outcome)
+                if measure and outcome.artifact is not None:
+                    failures += _measure(store, outcome.artifact)
                 progress.advance(bar)
         else:
-            backends = ("jax", "torch") if measure else ()
-            with CompilePool(count, measure=backends) as pool:
+            with CompilePool(count, measure=_BACKENDS if measure else ()) as pool:
                 for outcome in pool.compile(missing):
                     keep(outcome)
                     progress.advance(bar)
     return failures
 
 
-def _compile_here(job: "CompileJob", measure: bool) -> "CompileOutcome":
-    from esper.execution import RealKernelExecutor
+def _known(store: "Library", job: "CompileJob") -> "Artifact | None":
+    """The kernel of a job, where the library has it whole."""
+    from esper.tezzeret import kernel_recipe
+
+    recipe = kernel_recipe(
+        job.blueprint,
+        job.signature,
+        sizes=job.sizes,
+        init_seed=job.init_seed,
+        ancestor=job.ancestor,
+    )
+    for row in store.find(recipe=recipe):
+        try:
+            return store.get(row.kernel_id)
+        except (ArtifactError, LibraryError):
+            # Putting it again mends it, or says why it cannot be.
+            continue
+    return None
+
+
+def _compile_here(job: "CompileJob") -> "CompileOutcome":
     from esper.tezzeret import CompileOutcome, compile_blueprint
 
     try:
@@ -180,8 +214,28 @@ def _compile_here(job: "CompileJob", measure: bool) -> "CompileOutcome":
         )
     except EsperError as error:
         return CompileOutcome(job, error=error)
-    measurements = [
-        RealKernelExecutor(backend=backend).profile(artifact).to_dict()
-        for backend in (("jax", "torch") if measure else ())
-    ]
-    return CompileOutcome(job, artifact, measurements=tuple(measurements))
+    return CompileOutcome(job, artifact)
+
+
+def _measure(store: "Library", artifact: "Artifact") -> list[EsperError]:
+    """Time a kernel on each backend on which it was not timed here, and give the failures."""
+    from esper.execution import RealKernelExecutor
+
+    _import_torch()
+    known = {(m["backend"], m["device"]) for m in store.measurements(artifact.kernel_id)}
+    failures: list[EsperError] = []
+    for backend in _BACKENDS:
+        try:
+            executor = RealKernelExecutor(backend=backend)
+            if (backend, executor.device) not in known:
+                store.record_measurement(executor.profile(artifact).to_dict())
+        except EsperError as error:
+            failures.append(error)
+    return failures
+
+
+def _import_torch() -> None:
+    end_at_once()
+    import torch  # noqa: F401
+
+    raise_again()

@@ -9,8 +9,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from esper.cli._console import Trace, err, errors, out
+from esper.cli._console import Trace, err, errors, out, show_table
 from esper.errors import InputError
+
+_RESUME = "; what a run has recorded is whole, and it goes on with --resume"
 
 
 class _Stop:
@@ -52,7 +54,7 @@ def grow(
     traceback: Trace = False,
 ) -> None:
     """Train a network that grows, and record the run."""
-    with errors(traceback):
+    with errors(traceback, _RESUME):
         if resume is not None:
             given = {"--task": task, "--backend": backend, "--config": config, "--out": out}
             extra = [name for name, value in given.items() if value is not None]
@@ -116,7 +118,7 @@ def _train(runs: list[tuple[Path, Any]], place: Path, *, resuming: bool) -> None
             str(last["parameters"]),
             describe_stages(last["stages"]),
         )
-    out.print(table)
+    show_table(table)
     if len(records) > 1:
         first = runs[0][1]
         write_report(
@@ -143,7 +145,7 @@ def replay(
         table = Table("step", "recorded by", "digest", box=None)
         for step, name in found.verified:
             table.add_row(str(step), name, "equal")
-        out.print(table)
+        show_table(table)
         out.print(
             f"{found.lines} lines whole, {found.events} events folded to step {found.step};"
             f" digest {found.digest}",

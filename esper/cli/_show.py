@@ -12,10 +12,12 @@ from esper.cli._arguments import (
     LibraryFolder,
     blueprint_of,
     bytes_of,
+    due,
+    id_of,
     is_file_of_kernel,
     signature_of,
 )
-from esper.cli._console import Trace, errors, out
+from esper.cli._console import Trace, errors, out, show_table
 from esper.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,10 +61,11 @@ def list_kernels(
                 f"{row.size_bytes:,}",
                 _latency(store, row.kernel_id),
             )
-        out.print(table, soft_wrap=True)
+        show_table(table, whole=True)
         out.print(
             f"{len(rows)} kernels; {len(blueprint_names())} blueprints: see --blueprints",
             highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -99,7 +102,7 @@ def _list_blueprints() -> None:
             blueprint.birth,
             blueprint.summary,
         )
-    out.print(table)
+    show_table(table)
 
 
 def show(
@@ -142,7 +145,7 @@ def show(
                 artifact.manifest.sizes,
             )
         if mermaid:
-            print(_drawing.mermaid(graph))  # noqa: T201  (no markup, no wrapping)
+            print(_drawing.mermaid(graph), flush=True)  # noqa: T201  (no markup, no wrapping)
             return
         drawn = _drawing.draw_graph(graph)
         width = max(len(lanes) for lanes, _, _ in drawn)
@@ -162,7 +165,7 @@ def _found(kernel: str, library: Path) -> tuple["Artifact", list[dict[str, Any]]
     if is_file_of_kernel(kernel):
         return read_artifact(bytes_of(kernel)), []
     store = Library(library, create=False)
-    kernel_id = store.full_id(kernel)
+    kernel_id = id_of(kernel, store)
     return store.get(kernel_id), store.measurements(kernel_id)
 
 
@@ -170,11 +173,11 @@ def _facts(facts: dict[str, str]) -> None:
     table = Table(box=None, show_header=False)
     for name, value in facts.items():
         table.add_row(f"[dim]{name}[/]", escape(value))
-    out.print(table, soft_wrap=True)
+    show_table(table, whole=True)
 
 
 def _show_artifact(artifact: "Artifact", measurements: list[dict[str, Any]]) -> None:
-    from esper.tezzeret import artifact_cost, is_due
+    from esper.tezzeret import artifact_cost
 
     manifest = artifact.manifest
     facts = {
@@ -187,7 +190,7 @@ def _show_artifact(artifact: "Artifact", measurements: list[dict[str, Any]]) -> 
         + (", TorchScript" if artifact.torchscript is not None else ""),
         "bytes": f"{len(artifact.data):,}",
         "compiled by": ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
-        + ("; due to be compiled anew" if is_due(artifact) else ""),
+        + ("; due to be compiled anew" if due(artifact) else ""),
     }
     if manifest.origin == "blueprint":
         cost = artifact_cost(artifact)

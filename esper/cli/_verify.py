@@ -1,4 +1,4 @@
-"""`esper kernels verify`, `fetch` and `prune`."""
+"""`esper kernels verify` and `fetch`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,10 +7,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from esper.cli._arguments import DEFAULT_LIBRARY, LibraryFolder, bytes_of, is_file_of_kernel
+from esper.cli._arguments import DEFAULT_LIBRARY, LibraryFolder, bytes_of, id_of, is_file_of_kernel
 from esper.cli._arguments import progress as progress_bar
-from esper.cli._console import Trace, err, errors, out, say
-from esper.errors import ArtifactError, EsperError, InputError, KernelNotFoundError
+from esper.cli._console import Trace, err, errors, out, say, show_table, status_of
+from esper.errors import ArtifactError, EsperError
 
 if TYPE_CHECKING:
     from esper.artifacts import Artifact, Verdict
@@ -27,18 +27,24 @@ def verify(
 ) -> None:
     """Find out whether kernels may be used: scan them, and run them where they can do no harm.
 
-    Exit status 1 where one is refused.
+    Exit status 1 where one is refused; 2 where none is, and one is not there.
     """
     with errors(traceback):
         from esper.artifacts import verify as verify_kernel
 
-        refused = 0
+        failures: list[EsperError] = []
         for kernel in kernels:
-            verdict = verify_kernel(_bytes(kernel, library), probation=probation)
+            try:
+                verdict = verify_kernel(_bytes(kernel, library), probation=probation)
+            except EsperError as error:
+                say(err, "red", str(error))
+                failures.append(error)
+                continue
             _show_verdict(kernel, verdict)
-            refused += not verdict.accepted
-        if refused:
-            raise typer.Exit(1)
+            if not verdict.accepted:
+                failures.append(ArtifactError(verdict.reason))
+        if failures:
+            raise typer.Exit(status_of(failures))
 
 
 def _bytes(kernel: str, library: Path) -> bytes:
@@ -48,7 +54,7 @@ def _bytes(kernel: str, library: Path) -> bytes:
     if is_file_of_kernel(kernel):
         return bytes_of(kernel)
     store = Library(library, create=False)
-    return store.read_bytes(store.full_id(kernel))
+    return store.read_bytes(id_of(kernel, store))
 
 
 _ADVICE = ". For a kernel of another library, say which by --from"
@@ -69,7 +75,7 @@ def _show_verdict(kernel: str, verdict: "Verdict") -> None:
             f"{check.milliseconds:.1f}",
             escape(check.detail),
         )
-    out.print(table)
+    show_table(table)
     if verdict.protections:
         out.print(f"the child was held by {', '.join(verdict.protections)}", highlight=False)
     for missing in verdict.missing:
@@ -105,7 +111,7 @@ def fetch(
         for failure in failures:
             say(err, "red", str(failure))
         if failures:
-            raise typer.Exit(2 if all(isinstance(f, InputError) for f in failures) else 1)
+            raise typer.Exit(status_of(failures))
 
 
 def _accepted(kernel: str, origin: "Library | None") -> "Artifact":
@@ -122,60 +128,10 @@ def _accepted(kernel: str, origin: "Library | None") -> "Artifact":
     if origin is None or is_file_of_kernel(kernel):
         data = bytes_of(kernel, _ADVICE)
     else:
-        asked = origin.full_id(kernel)
+        asked = id_of(kernel, origin)
         data = origin.read_bytes(asked)
     verdict = verify_kernel(data)
     if not verdict.accepted:
         raise ArtifactError(f"{kernel} is refused: {verdict.reason}")
     # Under its id, another kernel may lie there.
     return read_artifact(data, expected_id=asked)
-
-
-def prune(
-    library: LibraryFolder = DEFAULT_LIBRARY,
-    damaged: Annotated[bool, typer.Option(help="Those whose files are damaged or missing.")] = True,
-    replaced: Annotated[
-        bool, typer.Option("--replaced", help="Those that were compiled anew since.")
-    ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Remove them, and not only say which.")
-    ] = False,
-    traceback: Trace = False,
-) -> None:
-    """Remove kernels that are of no use from the library; without --yes, say which those are.
-
-    Runs refer to kernels by id: one that is removed can be compiled again, from its blueprint, with
-    the libraries that made it.
-    """
-    with errors(traceback):
-        from esper.urza import Library
-
-        store = Library(library, create=False)
-        rows = store.find()
-        gone: dict[str, str] = {}
-        ancestors: dict[str, str] = {}
-        with progress_bar() as progress:
-            for row in progress.track(rows, description="reading"):
-                try:
-                    artifact = store.get(row.kernel_id)
-                except (ArtifactError, KernelNotFoundError) as error:
-                    if damaged:
-                        missing = isinstance(error, KernelNotFoundError)
-                        gone[row.kernel_id] = "its file is missing" if missing else "damaged"
-                    continue
-                if artifact.manifest.ancestor is not None:
-                    ancestors[artifact.manifest.ancestor] = row.kernel_id
-        if replaced:
-            held = {row.kernel_id for row in rows}
-            gone |= {
-                old: f"replaced by {new[:12]}" for old, new in ancestors.items() if old in held
-            }
-        table = Table("kernel", "why", box=None)
-        for kernel_id, why in gone.items():
-            table.add_row(kernel_id, why)
-            if yes:
-                store.remove(kernel_id)
-        if gone:
-            out.print(table, soft_wrap=True)
-        done = "removed" if yes else "would be removed; --yes removes them"
-        out.print(f"{len(gone)} of {len(rows)} kernels {done}", highlight=False)

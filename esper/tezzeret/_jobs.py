@@ -55,7 +55,7 @@ class CompileLimits:
 
 @dataclasses.dataclass(frozen=True)
 class CompileOutcome:
-    """What became of a job: an artifact or an error, and never both."""
+    """What became of a job: an artifact or an error; both where it could not be measured."""
 
     job: CompileJob
     artifact: Artifact | None = None

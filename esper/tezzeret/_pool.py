@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, cast
 
 from pebble import ProcessExpired, ProcessPool
@@ -162,7 +164,8 @@ class CompilePool:
             cpu_seconds=self.limits.cpu_seconds,
             measure=self._measure,
         )
-        return worker.pool.schedule(work, args=[task], timeout=self.limits.wall_seconds)
+        with _uninterrupted():
+            return worker.pool.schedule(work, args=[task], timeout=self.limits.wall_seconds)
 
     def _outcome(self, future: Any, job: CompileJob, attempt: int) -> CompileOutcome | None:
         """What became of a job; None where it is to be tried again."""
@@ -193,16 +196,16 @@ class CompilePool:
                 " machine has the memory, or choose smaller sizes"
             )
             return CompileOutcome(job, None, told, attempt)
-        if done.error is not None:
-            return CompileOutcome(
-                job, None, error_of(*done.error), attempt, done.seconds, worker=done.worker
-            )
-        assert done.data is not None
+        failed = None if done.error is None else error_of(*done.error)
+        if done.data is None:
+            return CompileOutcome(job, None, failed, attempt, done.seconds, worker=done.worker)
         measurements = tuple(json.loads(text) for text in done.measurements)
         artifact = read_artifact(done.data)
         # A worker of this process's own made it, and its gates ran it.
         trust(artifact)
-        return CompileOutcome(job, artifact, None, attempt, done.seconds, measurements, done.worker)
+        return CompileOutcome(
+            job, artifact, failed, attempt, done.seconds, measurements, done.worker
+        )
 
 
 class _Worker:
@@ -214,19 +217,37 @@ class _Worker:
             max_workers=1,
             # Never fork: jax and obstore have threads.
             context=cast(Any, multiprocessing.get_context("spawn")),
-            initializer=_start,
+            initializer=prepare,
             initargs=[memory_bytes],
         )
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A while in which workers may start: Ctrl-C is answered after it, and never by them."""
+    # It is for the process that asked, which ends its workers. They inherit what is blocked, from
+    # the threads too that are made here and make other workers.
+    resource_tracker.ensure_running()  # which unblocks it, where the first worker would start it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.getsignal(signal.SIGINT)
+    asked: list[int] = []
+    # Another thread may take the signal, and this one then run the handler; a worker that is
+    # half made would tell of it.
+    here = threading.current_thread() is threading.main_thread() and handler is not None
+    if here:
+        signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield
+    finally:
+        if here:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if asked:
+            signal.raise_signal(signal.SIGINT)
+
+
 def _cancelled(job: CompileJob, attempt: int) -> CompileOutcome:
     return CompileOutcome(job, None, EsperError(f"{job}: cancelled"), attempt)
-
-
-def _start(memory_bytes: int) -> None:
-    # Ctrl-C is for the process that asked; it ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    prepare(memory_bytes)
 
 
 def _is_cpu_limit(error: ProcessExpired) -> bool:

@@ -30,7 +30,10 @@ class Task(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What the worker gives back: the bytes of an artifact, or the kind and text of an error."""
+    """What the worker gives back: the bytes of an artifact, or the kind and text of an error.
+
+    Both where the artifact could not be measured.
+    """
 
     data: bytes | None
     error: tuple[str, str] | None
@@ -88,7 +91,6 @@ def work(task: Task) -> Done:
             ancestor=task.ancestor,
         )
         seconds = time.monotonic() - begun
-        measured = tuple(json.dumps(_measured(artifact, backend)) for backend in task.measure)
     except EsperError as error:
         return Done(None, (type(error).__name__, str(error)), time.monotonic() - begun, os.getpid())
     except (MemoryError, RuntimeError) as error:  # XLA's and torch's own are RuntimeErrors
@@ -97,7 +99,14 @@ def work(task: Task) -> Done:
             # What ran out of memory inside of a library may hang at the next job.
             os._exit(OUT_OF_MEMORY)
         return Done(None, ("EsperError", lines[0]), time.monotonic() - begun, os.getpid())
-    return Done(artifact.data, None, seconds, os.getpid(), measured)
+    measured: list[str] = []
+    failed = None
+    for backend in task.measure:
+        try:
+            measured.append(json.dumps(_measured(artifact, backend)))
+        except EsperError as error:
+            failed = (type(error).__name__, str(error))
+    return Done(artifact.data, failed, seconds, os.getpid(), tuple(measured))
 
 
 def _limit_cpu(seconds: int) -> None:

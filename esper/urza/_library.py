@@ -5,6 +5,8 @@ row that makes them findable; a file is verified whenever it is read.
 """
 
 import dataclasses
+import re
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,7 @@ import obstore
 import sqlalchemy as sa
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
-from sqlalchemy.event import listen
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from esper.artifacts import (
     Artifact,
@@ -24,39 +25,13 @@ from esper.artifacts import (
     read_artifact,
     trust,
 )
+from esper.artifacts._artifact import MAX_BYTES
 from esper.contracts import KernelSignature
 from esper.errors import ArtifactError, InputError, KernelNotFoundError, LibraryError
 from esper.tezzeret import artifact_cost
+from esper.urza._database import DATABASE, KERNELS, MEASUREMENTS, open_database, reason
 
-_DATABASE = "library.sqlite"
-_METADATA = sa.MetaData()
-
-_KERNELS = sa.Table(
-    "kernels",
-    _METADATA,
-    sa.Column("kernel_id", sa.String(64), primary_key=True),
-    sa.Column("recipe", sa.String(64), nullable=False, index=True),
-    sa.Column("blueprint", sa.String(64), nullable=False),
-    sa.Column("signature", sa.String(200), nullable=False, index=True),
-    sa.Column("birth", sa.String(8), nullable=False),
-    sa.Column("confidence", sa.Float, nullable=False),
-    sa.Column("init_seed", sa.Integer, nullable=False),
-    sa.Column("parameter_count", sa.Integer, nullable=False),
-    sa.Column("flops", sa.Integer, nullable=False),
-    sa.Column("size_bytes", sa.Integer, nullable=False),
-)
-
-
-_MEASUREMENTS = sa.Table(
-    "measurements",
-    _METADATA,
-    sa.Column("kernel_id", sa.String(64), primary_key=True),
-    sa.Column("backend", sa.String(16), primary_key=True),
-    sa.Column("device", sa.String(100), primary_key=True),
-    sa.Column("batch", sa.Integer, primary_key=True),
-    sa.Column("content", sa.JSON, nullable=False),
-)
-"""What was measured of kernels, which is not part of them: it differs by machine."""
+_IS_ID = re.compile(r"[0-9a-f]{64}", re.ASCII).fullmatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,26 +79,13 @@ def _remember(artifact: Artifact) -> None:
             trust(artifact, verdicts)
 
 
-def _reason(error: Exception) -> str:
-    """An error in one line, without what SQLAlchemy adds to it."""
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return str(cause).splitlines()[0]
-
-
-def _use_wal(connection: Any, _: Any) -> None:
-    # Readers in other processes are not blocked by a writer.
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA busy_timeout=10000")
-    cursor.close()
-
-
 class Library:
     """Put, get and find kernels in a folder.
 
     Args:
         folder: where it is.
-        create: make it where it does not exist.
+        create: make it where it does not exist, and write to it; else it may be a library that
+            can only be read.
 
     Raises:
         InputError: where the folder cannot be used, or holds no library and may not be made.
@@ -131,20 +93,18 @@ class Library:
 
     def __init__(self, folder: Path | str, *, create: bool = True) -> None:
         self.folder = Path(folder).expanduser().absolute()
-        if not create and not (self.folder / _DATABASE).is_file():
-            raise InputError(f"there is no library in {self.folder}: {_DATABASE} is not there")
+        if not create and not (self.folder / DATABASE).is_file():
+            raise InputError(f"there is no library in {self.folder}: {DATABASE} is not there")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._blobs = LocalStore(self.folder / "kernels", mkdir=True)
-            self._engine = sa.create_engine(
-                sa.URL.create("sqlite", database=str(self.folder / _DATABASE))
-            )
-            listen(self._engine, "connect", _use_wal)
-            _METADATA.create_all(self._engine)
-        except (OSError, BaseError, SQLAlchemyError) as error:
+            if create:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._files = LocalStore(self.folder)
+            self._engine = open_database(self.folder / DATABASE, create=create)
+        except (OSError, BaseError, SQLAlchemyError, sqlite3.Error) as error:
+            need = "written" if create else "read"
             raise InputError(
-                f"the library folder {self.folder} cannot be used: {_reason(error)}. Choose a"
-                " folder that can be written and holds nothing else."
+                f"the library folder {self.folder} cannot be used: {reason(error)}. Choose a"
+                f" folder that can be {need} and holds nothing else."
             ) from error
 
     def close(self) -> None:
@@ -152,11 +112,11 @@ class Library:
         self._engine.dispose()
 
     @staticmethod
-    def _blob(kernel_id: str) -> str:
-        return f"{kernel_id[:2]}/{kernel_id}.kernel"
+    def _name(kernel_id: str) -> str:
+        return f"kernels/{kernel_id[:2]}/{kernel_id}.kernel"
 
     def put(self, artifact: Artifact) -> str:
-        """Keep an artifact; putting it again changes nothing.
+        """Keep an artifact; putting it again changes nothing, and mends a file that is damaged.
 
         Returns:
             Its id.
@@ -166,22 +126,27 @@ class Library:
         """
         record = _record(artifact)
         try:
-            try:
-                obstore.put(
-                    self._blobs, self._blob(artifact.kernel_id), artifact.data, mode="create"
-                )
-            except AlreadyExistsError:
-                self.get(artifact.kernel_id)
+            self._write(artifact)
             with self._engine.begin() as connection:
                 row = dataclasses.asdict(record)
-                connection.execute(sa.insert(_KERNELS).prefix_with("OR IGNORE").values(**row))
+                connection.execute(sa.insert(KERNELS).prefix_with("OR IGNORE").values(**row))
         except (OSError, OverflowError, BaseError, SQLAlchemyError) as error:
             raise LibraryError(
                 f"kernel {artifact.kernel_id[:12]} could not be kept in {self.folder}:"
-                f" {_reason(error)}"
+                f" {reason(error)}"
             ) from error
         _remember(artifact)
         return artifact.kernel_id
+
+    def _write(self, artifact: Artifact) -> None:
+        name = self._name(artifact.kernel_id)
+        try:
+            obstore.put(self._files, name, artifact.data, mode="create")
+        except AlreadyExistsError:
+            found = obstore.get(self._files, name)
+            same = found.meta["size"] == len(artifact.data)
+            if not same or bytes(found.bytes()) != artifact.data:
+                obstore.put(self._files, name, artifact.data)
 
     def get(self, kernel_id: str) -> Artifact:
         """The artifact of that id, its bytes verified.
@@ -195,18 +160,31 @@ class Library:
         try:
             return read_artifact(data, expected_id=kernel_id)
         except ArtifactError as error:
-            path = self.folder / "kernels" / self._blob(kernel_id)
-            raise ArtifactError(f"{error} Its file is {path}.") from error
+            raise ArtifactError(f"{error} {self._where(kernel_id)}") from error
 
     def read_bytes(self, kernel_id: str) -> bytes:
         """The file of that id as it is, which may be damaged.
 
         Raises:
             KernelNotFoundError: where the library has none.
+            ArtifactError: where it is larger than any artifact.
             LibraryError: where its file cannot be read.
         """
+        if not _IS_ID(kernel_id):
+            raise KernelNotFoundError(
+                f"the library {self.folder} holds no kernel {kernel_id[:80]!r}: an id is 64"
+                " hexadecimal digits, in lower case"
+            )
         try:
-            return bytes(obstore.get(self._blobs, self._blob(kernel_id)).bytes())
+            found = obstore.get(self._files, self._name(kernel_id))
+            size = found.meta["size"]
+            if size > MAX_BYTES:
+                raise ArtifactError(
+                    f"kernel {kernel_id[:12]} is damaged: its file has {size} bytes, and an"
+                    f" artifact at most {MAX_BYTES}. Remove its file and compile it again."
+                    f" {self._where(kernel_id)}"
+                )
+            return bytes(found.bytes())
         except FileNotFoundError as error:
             raise KernelNotFoundError(
                 f"the library {self.folder} holds no kernel {kernel_id[:12]}: compile or copy it"
@@ -217,6 +195,9 @@ class Library:
                 f"kernel {kernel_id[:12]} cannot be read from {self.folder}: {error}"
             ) from error
 
+    def _where(self, kernel_id: str) -> str:
+        return f"Its file is {self.folder / self._name(kernel_id)}."
+
     def full_id(self, beginning: str) -> str:
         """The id of the one kernel whose id begins so.
 
@@ -225,10 +206,10 @@ class Library:
             KernelNotFoundError: where there is none.
             LibraryError: where the library cannot be searched.
         """
-        query = sa.select(_KERNELS.c.kernel_id).where(
-            _KERNELS.c.kernel_id.startswith(beginning, autoescape=True)
+        query = sa.select(KERNELS.c.kernel_id).where(
+            KERNELS.c.kernel_id.startswith(beginning, autoescape=True)
         )
-        found = self._rows(query.order_by(_KERNELS.c.kernel_id).limit(3))
+        found = self._rows(query.order_by(KERNELS.c.kernel_id).limit(3))
         if not found:
             raise KernelNotFoundError(
                 f"the library {self.folder} holds no kernel {beginning[:12]}: compile or copy it"
@@ -250,15 +231,39 @@ class Library:
         try:
             # The row first: a file that nothing names is harmless, a row without a file is not.
             with self._engine.begin() as connection:
-                for table in (_KERNELS, _MEASUREMENTS):
+                for table in (KERNELS, MEASUREMENTS):
                     connection.execute(sa.delete(table).where(table.c.kernel_id == kernel_id))
-            obstore.delete(self._blobs, self._blob(kernel_id))
+            if _IS_ID(kernel_id):
+                obstore.delete(self._files, self._name(kernel_id))
         except FileNotFoundError:
             return
         except (OSError, BaseError, SQLAlchemyError) as error:
             raise LibraryError(
-                f"kernel {kernel_id[:12]} cannot be removed from {self.folder}: {_reason(error)}"
+                f"kernel {kernel_id[:12]} cannot be removed from {self.folder}: {reason(error)}"
             ) from error
+
+    def unlisted(self) -> list[str]:
+        """Ids of kernels whose files are there, and which are not found.
+
+        A put or a removal leaves one that was cut short; another process's `put` has one for a
+        moment. `put` lists it.
+
+        Raises:
+            LibraryError: where the library cannot be searched.
+        """
+        try:
+            # Before the rows: what is put in between is not taken for one.
+            found = [
+                Path(file["path"]).stem
+                for batch in obstore.list(self._files, prefix="kernels")
+                for file in batch
+            ]
+        except (OSError, BaseError) as error:
+            raise LibraryError(
+                f"the library {self.folder} cannot be searched: {reason(error)}"
+            ) from error
+        listed = {row["kernel_id"] for row in self._rows(sa.select(KERNELS.c.kernel_id))}
+        return sorted(each for each in found if _IS_ID(each) and each not in listed)
 
     def _rows(self, query: Any) -> list[Any]:
         try:
@@ -266,7 +271,7 @@ class Library:
                 return list(connection.execute(query).mappings())
         except SQLAlchemyError as error:
             raise LibraryError(
-                f"the library {self.folder} cannot be searched: {_reason(error)}"
+                f"the library {self.folder} cannot be searched: {reason(error)}"
             ) from error
 
     def record_measurement(self, measurement: Mapping[str, Any]) -> None:
@@ -282,19 +287,19 @@ class Library:
         row = {**keys, "content": dict(measurement)}
         try:
             with self._engine.begin() as connection:
-                connection.execute(sa.insert(_MEASUREMENTS).prefix_with("OR REPLACE").values(**row))
+                connection.execute(sa.insert(MEASUREMENTS).prefix_with("OR REPLACE").values(**row))
         except SQLAlchemyError as error:
             raise LibraryError(
                 f"what was measured of kernel {keys['kernel_id'][:12]} could not be kept in"
-                f" {self.folder}: {_reason(error)}"
+                f" {self.folder}: {reason(error)}"
             ) from error
 
     def measurements(self, kernel_id: str) -> list[dict[str, Any]]:
         """What was measured of a kernel, by backend, device and batch."""
         query = (
-            sa.select(_MEASUREMENTS.c.content)
-            .where(_MEASUREMENTS.c.kernel_id == kernel_id)
-            .order_by(_MEASUREMENTS.c.backend, _MEASUREMENTS.c.device, _MEASUREMENTS.c.batch)
+            sa.select(MEASUREMENTS.c.content)
+            .where(MEASUREMENTS.c.kernel_id == kernel_id)
+            .order_by(MEASUREMENTS.c.backend, MEASUREMENTS.c.device, MEASUREMENTS.c.batch)
         )
         return [row["content"] for row in self._rows(query)]
 
@@ -306,13 +311,13 @@ class Library:
         recipe: str | None = None,
     ) -> list[KernelRecord]:
         """The kernels that fit a signature, ordered by blueprint, seed and id."""
-        query = sa.select(_KERNELS).order_by(
-            _KERNELS.c.blueprint, _KERNELS.c.init_seed, _KERNELS.c.kernel_id
+        query = sa.select(KERNELS).order_by(
+            KERNELS.c.blueprint, KERNELS.c.init_seed, KERNELS.c.kernel_id
         )
         if signature is not None:
-            query = query.where(_KERNELS.c.signature == str(signature))
+            query = query.where(KERNELS.c.signature == str(signature))
         if blueprint is not None:
-            query = query.where(_KERNELS.c.blueprint == blueprint)
+            query = query.where(KERNELS.c.blueprint == blueprint)
         if recipe is not None:
-            query = query.where(_KERNELS.c.recipe == recipe)
+            query = query.where(KERNELS.c.recipe == recipe)
         return [KernelRecord(**row) for row in self._rows(query)]

@@ -1,18 +1,26 @@
 """`esper kernels` as a user meets it."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from esper.artifacts import read_artifact, rewrite_artifact
+from esper.artifacts import Artifact, read_artifact, rewrite_artifact
 from esper.artifacts._archive import read_archive, write_archive
+from esper.cli._app import app
 from esper.contracts import KernelSignature
 from esper.tezzeret import compile_blueprint, load_blueprint
 from esper.urza import Library
-from tests.esper.test_cli import esper, tree
+from tests.esper.test_cli import ENVIRONMENT, esper, tree
 
 BLUEPRINT = """
 schema_version: 2
@@ -45,6 +53,75 @@ def kept(tmp_path_factory) -> Path:
 
 def ids(text: str) -> list[str]:
     return re.findall(r"^[0-9a-f]{64}$", text, re.MULTILINE)
+
+
+def here(*arguments, check: int):
+    """A command in this process, which costs no start."""
+    done = CliRunner().invoke(app, ["kernels", *map(str, arguments)])
+    assert done.exit_code == check, (done.output, done.exception)
+    return done
+
+
+def file_of(store: Library, kernel_id: str) -> Path:
+    return store.folder / "kernels" / kernel_id[:2] / f"{kernel_id}.kernel"
+
+
+@pytest.fixture(scope="module")
+def made() -> Artifact:
+    """A kernel of `compile low_rank --in 3 --out 4`."""
+    return compile_blueprint(load_blueprint("low_rank"), KernelSignature.parse("3->4"))
+
+
+ASKED = ("low_rank", "--in", 3, "--out", 4, "--workers", 0)
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged", "huge"])
+def test_a_kernel_whose_file_is_not_whole_is_compiled(tmp_path, made, harm):
+    store = Library(tmp_path / "library")
+    file = file_of(store, store.put(made))
+    if harm == "missing":
+        file.unlink()
+    elif harm == "damaged":
+        file.write_bytes(made.data[:-1] + b"x")
+    else:
+        with file.open("r+b") as opened:
+            opened.truncate(1 << 40)
+    done = here("compile", *ASKED, "--library", store.folder, check=0)
+    assert ids(done.stdout) == [made.kernel_id]
+    assert store.get(made.kernel_id).data == made.data
+
+
+def test_kernels_that_are_there_are_measured_where_that_was_not_done(tmp_path, made):
+    store = Library(tmp_path / "library")
+    store.put(made)
+    here("compile", *ASKED, "--measure", "--library", store.folder, check=0)
+    measured = store.measurements(made.kernel_id)
+    assert [m["backend"] for m in measured] == ["jax", "torch"]
+    store.record_measurement({**measured[0], "device": "another machine's"})
+    before = store.measurements(made.kernel_id)
+    here("compile", *ASKED, "--measure", "--library", store.folder, check=0)
+    assert store.measurements(made.kernel_id) == before
+
+
+def test_what_cannot_be_kept_costs_no_other_kernel(tmp_path, made):
+    store = Library(tmp_path / "library")
+    database = sqlite3.connect(store.folder / "library.sqlite")
+    refuse = "CREATE TRIGGER t{0} BEFORE INSERT ON {0} {1} BEGIN SELECT RAISE(ABORT, 'no {0}'); END"
+    database.execute(refuse.format("measurements", ""))
+    database.execute(refuse.format("kernels", "WHEN NEW.blueprint = 'norm'"))
+    database.commit()
+    database.close()
+    # fmt: off
+    done = here(
+        "compile", "norm", *ASKED, "--measure", "--library", store.folder, check=1
+    )
+    # fmt: on
+    assert ids(done.stdout) == [made.kernel_id]
+    assert [row.kernel_id for row in store.find()] == [made.kernel_id]
+    assert re.search("kernel .* could not be kept in .*: no kernels", done.stderr)
+    # Of jax and of torch.
+    told = f"what was measured of kernel {made.kernel_id[:12]} could not be kept in"
+    assert done.stderr.count(told) == 2
 
 
 def test_what_was_compiled_is_in_the_library_with_what_it_costs(kept):
@@ -85,6 +162,21 @@ def test_list_shows_kernels_and_blueprints(kept):
     shown = esper("kernels", "list", "--blueprints", cwd=kept, check=0).stdout
     for name in ("low_rank", "squeeze_excite", "conformer_conv"):
         assert name in shown
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_no_window_and_no_pipe_cuts_an_id(kept, made, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    store = Library(kept / "library", create=False)
+    found = [row.kernel_id for row in store.find()]
+    listed = here("list", "--library", store.folder, check=0).stdout.splitlines()
+    assert [line.split()[0] for line in listed[1:-1] if line.strip()] == found
+    assert listed[1].split()[1:4] == ["low_rank", "3->4", "float32"]
+    shown = here("show", made.kernel_id[:12], "--library", store.folder, check=0).stdout
+    assert re.search(rf"^ *kernel +{made.kernel_id}", shown)
+    assert re.search(r"^ *compiled by .*torch \S+ *$", shown, re.MULTILINE)
+    blueprints = here("list", "--blueprints", check=0).stdout
+    assert re.search("^ *low_rank .*its second factor starts at zero. *$", blueprints, re.MULTILINE)
 
 
 def test_show_draws_the_graph_of_a_kernel_given_the_beginning_of_its_id(kept):
@@ -211,6 +303,68 @@ def test_a_kernel_compiled_anew_replaces_its_ancestor(tmp_path):
     assert [row.kernel_id for row in store.find()] == [new_id]
 
 
+def test_no_kernel_is_removed_on_the_word_of_another(tmp_path, made):
+    other = compile_blueprint(load_blueprint("gated"), made.manifest.signature)
+    wider = compile_blueprint(
+        load_blueprint("low_rank"), made.manifest.signature, sizes={"rank": 2}
+    )
+    later = made.manifest.versions | {"numpy": "999"}
+    trained = {name: value + 1 for name, value in made.params.items()}
+    # fmt: off
+    liars = [
+        (rewrite_artifact(artifact, **{"ancestor": made.kernel_id, "versions": later} | changed),
+         reason)
+        for artifact, changed, reason in (
+            (other, {}, "another blueprint, "),
+            (wider, {}, "another sizes, parameters"),
+            (made, {"init_seed": 1}, "another seed"),
+            (made, {"birth": "free"}, "another birth"),
+            (made, {"params": trained}, "another parameters"),
+            (made, {"versions": made.manifest.versions}, "was compiled by the same versions"),
+            (made, {"versions": later | {"jaxlib": "0.1.0"}}, "is due itself"),
+            (made, {"versions": {}}, "is due itself"),
+        )
+    ]
+    # fmt: on
+    for i, (liar, reason) in enumerate(liars):
+        store = Library(tmp_path / str(i))
+        store.put(made)
+        store.put(liar)
+        done = here("prune", "--replaced", "--yes", "--library", store.folder, check=0)
+        assert "0 of 2 kernels removed" in done.stdout
+        (said,) = [line for line in done.stdout.splitlines() if f"{made.kernel_id}  kept" in line]
+        assert f"kept: {liar.kernel_id[:12]} names it as its ancestor, but" in said
+        assert reason in said
+        assert store.get(made.kernel_id).data == made.data
+    # The same, compiled by other versions, does replace it, whatever else is said.
+    store.put(rewrite_artifact(made, ancestor=made.kernel_id, versions=later))
+    done = here("prune", "--replaced", "--yes", "--library", store.folder, check=0)
+    assert f"{made.kernel_id}  replaced by" in done.stdout
+    assert "1 of 3 kernels removed" in done.stdout
+
+
+def test_prune_lists_again_what_is_whole_and_removes_what_is_damaged(tmp_path, made):
+    store = Library(tmp_path / "library")
+    other = rewrite_artifact(made, init_seed=1)
+    for artifact in (made, other):
+        store.put(artifact)
+        store.remove(artifact.kernel_id)
+        file_of(store, artifact.kernel_id).write_bytes(artifact.data)
+    file_of(store, other.kernel_id).write_bytes(b"short")
+    for yes in ((), ("--yes",)):
+        assert store.find() == []
+        said = here("prune", *yes, "--library", store.folder, check=0).stdout
+        assert f"{other.kernel_id}  damaged, and not listed" in said
+        assert f"{made.kernel_id}  kept: it was not listed, and is whole" in said
+    assert "1 of 2 kernels removed" in said
+    assert "1 that were not listed listed again" in said
+    assert [row.kernel_id for row in store.find()] == [made.kernel_id]
+    assert not file_of(store, other.kernel_id).exists()
+    assert (
+        "0 of 1 kernels removed" in here("prune", *yes, "--library", store.folder, check=0).stdout
+    )
+
+
 def test_a_batch_in_which_one_fails_keeps_the_rest(tmp_path):
     # fmt: off
     done = esper(
@@ -243,14 +397,24 @@ def test_a_batch_in_which_one_fails_keeps_the_rest(tmp_path):
         (["verify", "gone.kernel"], "gone.kernel cannot be read"),
         (["fetch", "gone.kernel"], "gone.kernel cannot be read"),
         (["fetch", "abc", "--from", "none"], "there is no library in"),
+        (
+            ["compile", "low_rank", "--in", "3", "--out", "4", "--size", f"rank={'9' * 5000}"],
+            f"of at most 9 digits, such as 'width=16'; got 'rank={'9' * 35}'",
+        ),
+        (["compile", "low_rank", "--in", "3", "--out", "4", "--size", "rank=999999999"], "rank"),
+        (
+            ["compile", "low_rank", "--in", "3", "--out", "4", "--size", "rank=٣"],
+            "at most 9 digits",
+        ),
+        (["verify", "x" * 300], "there is no library in"),
+        (["show", f"{'x' * 300}.kernel"], "cannot be read"),
+        (["show", "/.kernel"], "/.kernel cannot be read"),
     ],
 )
-def test_bad_usage(tmp_path, arguments, message):
-    done = esper("kernels", *arguments, cwd=tmp_path)
-    assert done.returncode in (1, 2)
+def test_bad_usage_exits_2_with_a_message(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = here(*arguments, check=2)
     assert message in done.stderr
-    if "--again" not in arguments:
-        assert done.returncode == 2
 
 
 def test_an_id_that_several_kernels_begin_with(kept):
@@ -266,3 +430,97 @@ def test_a_file_is_shown_without_a_library(kept, tmp_path):
     file.write_bytes(store.read_bytes(row.kernel_id))
     assert row.kernel_id in esper("kernels", "show", file, cwd=tmp_path, check=0).stdout
     assert read_artifact(file.read_bytes()).kernel_id == row.kernel_id
+
+
+def test_what_is_not_there_is_bad_input_and_the_rest_is_done(kept, made, tmp_path):
+    library = ("--library", kept / "library")
+    for arguments in (
+        ("show", "deadbeef"),
+        ("fetch", "deadbeef", "--from", kept / "library", "--library", tmp_path / "new"),
+        ("compile", "--again", "deadbeef", *library),
+    ):
+        if arguments[-1] != kept / "library":
+            arguments = (*arguments, *library) if "--library" not in arguments else arguments
+        assert "holds no kernel deadbeef" in here(*arguments, check=2).stderr
+    gone, long, good = tmp_path / "gone.kernel", "x" * 300, tmp_path / "good.kernel"
+    good.write_bytes(made.data)
+    done = here("verify", gone, long, good, *library, check=2)
+    assert "good.kernel: accepted" in done.stdout
+    assert "gone.kernel cannot be read" in done.stderr
+    assert f"holds no kernel {'x' * 12}:" in done.stderr
+    bad = tmp_path / "bad.kernel"
+    bad.write_bytes(made.data[:-1])
+    done = here("verify", bad, gone, good, *library, check=1)
+    assert "bad.kernel: refused" in done.stdout
+    assert "good.kernel: accepted" in done.stdout
+
+
+def test_a_file_larger_than_any_kernel_is_not_read(tmp_path):
+    for name in ("huge.kernel", "huge.yaml"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 40)
+    told = "has 1099511627776 bytes, and may have at most 1073741824"
+    for command in ("show", "verify", "fetch"):
+        assert told in here(command, tmp_path / "huge.kernel", check=2).stderr
+    done = here("show", tmp_path / "huge.yaml", "--signature", "3->4", check=2)
+    assert "has 1099511627776 bytes, and may have at most 1048576" in done.stderr
+    # What has no size, such as a device or a pipe, has no end either.
+    (tmp_path / "endless.kernel").symlink_to("/dev/zero")
+    done = here("show", tmp_path / "endless.kernel", check=2)
+    assert "cannot be read: it is no file" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_output_that_is_not_taken(kept):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "esper.cli", "kernels", "list", "--library", "library"],
+            cwd=kept, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "esper: No space left on device. Make room or give access.\n"
+
+
+@pytest.mark.parametrize("module", ["typer", "jaxlib", "sqlalchemy"])
+def test_ctrl_c_during_the_imports_ends_the_command(kept, module):
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "esper.cli", "kernels", "list", "--library",
+         "library"],
+        cwd=kept, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    # Python writes a line after each import: the first of a package comes in the middle of it.
+    for line in process.stderr:
+        if line.split("|")[-1].strip().startswith(f"{module}."):
+            break
+    process.send_signal(signal.SIGINT)
+    shown, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    told = [line for line in told.splitlines() if not line.startswith("import time:")]
+    assert told == ["esper: interrupted"]
+    assert shown == ""
+
+
+def imports(process: int) -> bool:
+    """Whether a worker of a process is at its imports."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    workers = [child for child, command in commands.items() if b"spawn_main" in command]
+    return any("numpy" in Path(f"/proc/{child}/maps").read_text() for child in workers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes under /proc")
+def test_ctrl_c_while_workers_start_ends_them_without_a_word(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "esper.cli", "kernels", "compile", "low_rank", "gated", "--in", "3",
+         "--out", "4", "--workers", "2"],
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None and not imports(process.pid):
+        time.sleep(0.01)
+    # As a terminal does, to all of them.
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert told.strip() == "esper: interrupted"

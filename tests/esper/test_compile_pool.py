@@ -185,8 +185,10 @@ def test_what_is_cancelled_says_so_and_its_worker_is_gone():
 
 def test_measurements_come_with_the_kernel_and_lie_beside_it(tmp_path: Path):
     library = Library(tmp_path / "library")
-    with CompilePool(workers=1, measure=("torch", "jax")) as workers:
+    with CompilePool(workers=1, measure=("torch", "abacus", "jax")) as workers:
         (outcome,) = workers.compile([_job()])
+    # One that fails costs neither the kernel nor the others.
+    assert "unknown backend 'abacus'" in str(outcome.error)
     assert outcome.artifact is not None
     library.put(outcome.artifact)
     for measurement in outcome.measurements:
