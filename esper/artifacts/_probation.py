@@ -119,9 +119,7 @@ def _probate_torch(artifact: Artifact, checks: _Checks, own: Named, program: Any
         return
     with checks.named("torchscript"):
         script = load_torchscript(artifact.torchscript)
-        _run_checked(artifact, script, _run_and_keep, _draw(artifact), BATCHES[0])
-        _run_checked(artifact, script, run_torch, _draw(artifact), BATCHES[1])
-        theirs_own = _run_checked(artifact, script, run_torch, artifact.params, BATCHES[0])
+        theirs_own = _run_torch_checked(artifact, script)
     with checks.named("agreement"):
         _agree_on_draws(artifact, program, script, run_torch, "its TorchScript")
     with checks.named("agreement with its own parameters"):
@@ -130,6 +128,12 @@ def _probate_torch(artifact: Artifact, checks: _Checks, own: Named, program: Any
             _agree(own, theirs_own, "its TorchScript")
         except Refused as found:
             raise _Noted(str(found)) from found
+
+
+def _run_torch_checked(artifact: Artifact, script: Any) -> Named:
+    for batch in BATCHES:
+        _run_checked(artifact, script, _run_and_keep, _draw(artifact), batch)
+    return _run_checked(artifact, script, run_torch, artifact.params, BATCHES[0])
 
 
 def _inputs(
@@ -195,11 +199,14 @@ def _run_and_keep(program: Any, params: Named, x: np.ndarray, cotangent: np.ndar
 def _check_inputs_kept(program: Any, params: Named, x: np.ndarray) -> None:
     given = {**params, "x": x}
     tensors = {name: to_torch(value) for name, value in given.items()}
+    drawn = torch.get_rng_state()
     with torch.no_grad(), torch.jit.optimized_execution(False):
         program(*tensors.values())
     for name, value in given.items():
         if from_torch(tensors[name]).tobytes() != value.tobytes():
             raise Refused(f"it changes {name}, which it was given")
+    if not torch.equal(drawn, torch.get_rng_state()):
+        raise Refused("it draws random numbers")
 
 
 def _agree(ours: Named, theirs: Named, whose: str) -> None:

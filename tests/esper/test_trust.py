@@ -204,20 +204,31 @@ def test_files(artifact: Artifact, verdicts: VerdictStore, tmp_path: Path):
         verify_file(tmp_path / "absent")
 
 
-def test_a_program_that_changes_what_it_is_given_is_refused():
-    # None of the functions on the list does; one that is put there may, such as batch_norm.
-    from esper.artifacts import _probation
-    from esper.tezzeret._programs import script_method
+CHANGES = {
+    "it changes up.weight, which it was given": "p_up_weight.add_(1)",
+    # Which needs more than one example.
+    "it changes x, which it was given": (
+        "torch.batch_norm(x, None, None, x.detach()[0], torch.ones(2), x.size(0) > 1, 1.0, 1e-5,"
+        " False)"
+    ),
+    "it draws random numbers": "x = x + torch.rand(1)",
+}
 
-    params, x = {"a": np.ones(2, np.float32)}, np.ones((3, 2), np.float32)
-    source = "def forward(self, a: Tensor, x: Tensor) -> Tensor:\n    {}\n    return a * x\n"
-    honest = script_method(source.format("a = torch.add(a, 1)"))
-    kept = _probation._run_and_keep(honest, params, x, x)
-    assert kept["output"].tolist() == [[2.0, 2.0]] * 3
-    for name in ("a", "x"):
-        odd = script_method(source.format(f"{name}.add_(1)"))
-        with pytest.raises(_probation.Refused, match=f"it changes {name}, which it was given"):
-            _probation._run_and_keep(odd, params, x, x)
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_what_a_run_leaves_changed_is_refused(artifact: Artifact, message: str):
+    """By a program that no scan has seen, for those functions that a scan should have refused."""
+    from esper.artifacts import _probation
+    from esper.tezzeret import read_blueprint, resolve
+    from esper.tezzeret._programs import script_method, torch_source
+
+    assert artifact.blueprint is not None
+    blueprint = read_blueprint(artifact.blueprint, "its blueprint")
+    source = torch_source(resolve(blueprint, artifact.manifest.signature, {"width": 8}))
+    _probation._run_torch_checked(artifact, script_method(source))
+    changing = source.replace(" -> Tensor:\n", f" -> Tensor:\n    {CHANGES[message]}\n")
+    with pytest.raises(_probation.Refused, match=message):
+        _probation._run_torch_checked(artifact, script_method(changing))
 
 
 def test_reports_of_a_child_are_read_as_those_of_a_stranger():
