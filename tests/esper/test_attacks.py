@@ -84,6 +84,8 @@ STABLEHLO = [
     (hostile.OUTER_PRODUCT, "one axis alone, the batch's"),
     (hostile.many_operations(50_001), "more than 50000 operations"),
     (hostile.doubling_calls(40), "operations, at most 5e\\+04 are allowed"),
+    (hostile.nested(hostile.costly_product(), "main"), "a module within its module"),
+    (hostile.nested(hostile.costly_product(), "other"), "a module within its module"),
     (hostile.costly_product(), "floating-point operations for one example, at most"),
 ]
 

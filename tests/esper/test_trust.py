@@ -15,6 +15,7 @@ from esper.artifacts import (
     distrust_all,
     ensure_trusted,
     is_trusted,
+    load_stablehlo,
     programs_digest,
     read_artifact,
     rewrite_artifact,
@@ -103,6 +104,7 @@ def test_kernels_that_differ_in_parameters_need_one_child(
 
 def test_what_depends_on_programs_has_another_digest(artifact: Artifact):
     assert artifact.torchscript is not None
+    assert artifact.blueprint is not None
     digest = programs_digest(artifact)
     assert programs_digest(sibling(artifact, 1)) == digest
     others = [
@@ -110,6 +112,7 @@ def test_what_depends_on_programs_has_another_digest(artifact: Artifact):
         rewrite_artifact(artifact, stablehlo=artifact.stablehlo + b"\0"),
         rewrite_artifact(artifact, blueprint=artifact.blueprint + b"\n"),
         rewrite_artifact(artifact, sizes={"width": 9}),
+        rewrite_artifact(artifact, vjp_order=1),
         rewrite_artifact(
             artifact, params={n: p.astype(np.float64) for n, p in artifact.params.items()}
         ),
@@ -117,6 +120,21 @@ def test_what_depends_on_programs_has_another_digest(artifact: Artifact):
     ]
     digests = [programs_digest(other) for other in others]
     assert len({digest, *digests}) == 1 + len(others)
+
+
+def test_a_promise_that_programs_do_not_keep_is_no_others(
+    artifact: Artifact, verdicts: VerdictStore
+):
+    once = bytes(load_stablehlo(artifact.stablehlo).serialize(vjp_order=1))
+    honest = rewrite_artifact(artifact, stablehlo=once, vjp_order=1)
+    liar = rewrite_artifact(honest, vjp_order=2)
+    assert "VJPs of order 1, the manifest promises 2" in verify(liar, verdicts=verdicts).reason
+    assert verdicts.get(programs_digest(honest)) is None
+    # Nor the other way round.
+    trust(honest, verdicts)
+    assert verify(honest, verdicts=verdicts, limits=NO_CHILD).accepted
+    assert not is_trusted(liar)
+    assert not verify(liar, verdicts=verdicts, limits=NO_CHILD).accepted
 
 
 def test_other_versions_make_other_digests(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
