@@ -5,7 +5,10 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,6 +27,7 @@ from esper.artifacts import (
     verify_file,
 )
 from esper.artifacts import _verdict as verdict_module
+from esper.artifacts._growth import check_stablehlo
 from esper.errors import ArtifactError
 from esper.sandbox import Limits
 from tests.esper import hostile
@@ -230,11 +234,26 @@ CHANGES = {
         " False)"
     ),
     "it draws random numbers": "x = x + torch.rand(1)",
+    # More than in proportion to the batch, in memory or in time alone.
+    "its aten.mul.Tensor grow from 16 at batch 4 to 256": (
+        "c = x[:, 0]; x = x + torch.einsum('a,b,c,d,e->abcde', [c, c, c, c, c]).sum()"
+    ),
+    "its aten.mm.default grow from 64 at batch 4 to 1024": "x = x + (x @ x.t()).sum()",
+    "its aten.convolution.default grow from": (
+        "w = x.reshape([1, 1, -1]); x = x + torch.conv1d(torch.cat([w, w], 2), w).sum()"
+    ),
+    "attention_for_cpu.default grow from 32 at batch 4 to 512": (
+        "q = x.reshape([1, 1, -1, 2]); x = x + torch.nn.functional.scaled_dot_product_attention("
+        "q, q, q, None, 0.0, False).sum()"
+    ),
+    r"at batches \(4, 16\) it raises RuntimeError": (
+        "x = x + x.reshape([-1, 1 if x.size(0) < 8 else 64]).sum()"
+    ),
 }
 
 
 @pytest.mark.parametrize("message", CHANGES)
-def test_what_a_run_leaves_changed_is_refused(artifact: Artifact, message: str):
+def test_what_torchscript_does_to_its_host_is_refused(artifact: Artifact, message: str):
     """By a program that no scan has seen, for those functions that a scan should have refused."""
     from esper.artifacts import _probation
     from esper.tezzeret import read_blueprint, resolve
@@ -245,8 +264,27 @@ def test_what_a_run_leaves_changed_is_refused(artifact: Artifact, message: str):
     source = torch_source(resolve(blueprint, artifact.manifest.signature, {"width": 8}))
     _probation._run_torch_checked(artifact, script_method(source))
     changing = source.replace(" -> Tensor:\n", f" -> Tensor:\n    {CHANGES[message]}\n")
-    with pytest.raises(_probation.Refused, match=message):
+    with pytest.raises((_probation.Refused, ArtifactError), match=message):
         _probation._run_torch_checked(artifact, script_method(changing))
+
+
+def test_gradients_that_cost_more_than_in_proportion_to_the_batch():
+    @jax.custom_vjp
+    def program(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        return x * params["a"]
+
+    def backward(kept: Any, cotangent: jax.Array) -> Any:
+        params, x = kept
+        many = jnp.sum(jnp.cos(jnp.arange(len(x) ** 3, dtype=x.dtype) + cotangent[0, 0]))
+        return {"a": jnp.sum(cotangent * x, 0) + many}, cotangent * params["a"]
+
+    def inputs(batch: int) -> Any:
+        return {"a": np.ones(2, np.float32)}, *np.ones((2, batch, 2), np.float32)
+
+    check_stablehlo(lambda params, x: x * params["a"], inputs)
+    program.defvjp(lambda params, x: (program(params, x), (params, x)), backward)
+    with pytest.raises(ArtifactError, match="its flops grow from .* more than in proportion"):
+        check_stablehlo(program, inputs)
 
 
 def test_reports_of_a_child_are_read_as_those_of_a_stranger():
