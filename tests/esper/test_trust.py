@@ -236,14 +236,14 @@ CHANGES = {
     "it draws random numbers": "x = x + torch.rand(1)",
     # More than in proportion to the batch, in memory or in time alone.
     "its aten.mul.Tensor grow from 16 at batch 4 to 256": (
-        "c = x[:, 0]; x = x + torch.einsum('a,b,c,d,e->abcde', [c, c, c, c, c]).sum()"
+        "c = x[:, 0]\nx = x + torch.einsum('a,b,c,d,e->abcde', [c, c, c, c, c]).sum()"
     ),
     "its aten.mm.default grow from 64 at batch 4 to 1024": "x = x + (x @ x.t()).sum()",
     "its aten.convolution.default grow from": (
-        "w = x.reshape([1, 1, -1]); x = x + torch.conv1d(torch.cat([w, w], 2), w).sum()"
+        "w = x.reshape([1, 1, -1])\nx = x + torch.conv1d(torch.cat([w, w], 2), w).sum()"
     ),
     "attention_for_cpu.default grow from 32 at batch 4 to 512": (
-        "q = x.reshape([1, 1, -1, 2]); x = x + torch.nn.functional.scaled_dot_product_attention("
+        "q = x.reshape([1, 1, -1, 2])\nx = x + torch.nn.functional.scaled_dot_product_attention("
         "q, q, q, None, 0.0, False).sum()"
     ),
     r"at batches \(4, 16\) it raises RuntimeError": (
@@ -263,7 +263,8 @@ def test_what_torchscript_does_to_its_host_is_refused(artifact: Artifact, messag
     blueprint = read_blueprint(artifact.blueprint, "its blueprint")
     source = torch_source(resolve(blueprint, artifact.manifest.signature, {"width": 8}))
     _probation._run_torch_checked(artifact, script_method(source))
-    changing = source.replace(" -> Tensor:\n", f" -> Tensor:\n    {CHANGES[message]}\n")
+    change = CHANGES[message].replace("\n", "\n    ")
+    changing = source.replace(" -> Tensor:\n", f" -> Tensor:\n    {change}\n")
     with pytest.raises((_probation.Refused, ArtifactError), match=message):
         _probation._run_torch_checked(artifact, script_method(changing))
 
