@@ -41,6 +41,12 @@ def _check_end(data: bytes) -> None:
         raise ValueError("it is a zip archive with 64-bit numbers, which none of ours has")
 
 
+def longest(max_bytes: int) -> int:
+    """How long an archive may be that holds so many bytes of content."""
+    # Each member has a header of its own, shorter than its entry in the directory.
+    return max_bytes + 2 * _MAX_DIRECTORY + _END_BYTES
+
+
 def read_archive(data: bytes, *, max_bytes: int) -> dict[str, bytes]:
     """The members of an archive that `write_archive` wrote, or would have.
 
@@ -51,10 +57,8 @@ def read_archive(data: bytes, *, max_bytes: int) -> dict[str, bytes]:
         ValueError: for what is no zip archive, for compressed or repeated members, for more
             than `max_bytes` of content, and for any byte that is not as it would be written.
     """
-    # Each member has a header of its own, shorter than its entry in the directory.
-    most = max_bytes + 2 * _MAX_DIRECTORY + _END_BYTES
-    if len(data) > most:
-        raise ValueError(f"it has {len(data)} bytes, at most {most} are read")
+    if len(data) > longest(max_bytes):
+        raise ValueError(f"it has {len(data)} bytes, at most {longest(max_bytes)} are read")
     _check_end(data)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -8,6 +8,14 @@ Limit = Literal["memory", "cpu", "wall", "file", "output"]
 Status = Literal["finished", "raised", "limit", "signal", "exited"]
 
 
+def signal_name(number: int) -> str:
+    """`SIGSEGV`, say; `signal 40` of those that have no name."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What a child may use. All are set before it reads its payload.
@@ -72,5 +80,5 @@ class Outcome:
         if self.status == "limit":
             return f"stopped at its {self.limit} limit ({self.error})"
         if self.status == "signal" and self.signal is not None:
-            return f"died by {signals.Signals(self.signal).name}"
+            return f"died by {signal_name(self.signal)}"
         return f"{self.status} ({self.error})" if self.error else self.status

@@ -1,6 +1,7 @@
 """Verdicts, the store that remembers them, and what a process trusts."""
 
 import dataclasses
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -224,6 +225,13 @@ def test_files(artifact: Artifact, verdicts: VerdictStore, tmp_path: Path):
     assert len(verdict.kernel_id) == 64
     with pytest.raises(ArtifactError, match=r"the kernel file .*absent.* cannot be read"):
         verify_file(tmp_path / "absent")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArtifactError, match=r"pipe cannot be read: it is not a file"):
+        verify_file(tmp_path / "pipe")
+    with path.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(ArtifactError, match=r"it has 1099511627776 bytes, at most 10737746.. are"):
+        verify_file(path)
 
 
 CHANGES = {
@@ -304,6 +312,16 @@ def test_reports_of_a_child_are_read_as_those_of_a_stranger():
         (check,) = _report(Outcome("finished", result))
         assert check.outcome == "refused"
         assert message in check.detail
+    (check,) = _report(
+        Outcome(
+            "finished",
+            f'[{{"name": "scan", "outcome": "passed", "detail": "",'
+            f' "milliseconds": 1{"0" * 400}}}]'.encode(),
+        )
+    )
+    assert "its report cannot be read (int too large" in check.detail
+    (check,) = _report(Outcome("signal", signal=40))
+    assert check.detail == "the child process died by signal 40"
     (check,) = _report(Outcome("signal", signal=11, output="first\nlast \x1b[2Jline\n"))
     assert check.detail == "the child process died by SIGSEGV; it printed last: last  [2Jline"
 
