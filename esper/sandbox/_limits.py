@@ -50,7 +50,10 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Protections:
-    """What restricted a child, as it found by trying, before it read its payload."""
+    """What restricted a child before it read its payload.
+
+    Of files and of system calls it tried whether that holds; the rest the system said that it did.
+    """
 
     in_force: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ import pytest
 from esper.artifacts import (
     Artifact,
     VerdictStore,
+    _trust,
     distrust_all,
     ensure_trusted,
     is_trusted,
@@ -296,6 +297,21 @@ def test_gradients_that_cost_more_than_in_proportion_to_the_batch():
         check_stablehlo(program, inputs)
 
 
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_agrees_with_itself_and_excuses_nothing(odd: float):
+    from esper.artifacts import _probation
+
+    ours = {"output": np.array([odd, 0.0], np.float32)}
+    for theirs in ([odd, 100.0], [0.0, 0.0], [-odd, 0.0]):
+        other = {"output": np.array(theirs, np.float32)}
+        with pytest.raises(_probation.Refused, match="disagree: the output differs by"):
+            _probation._agree(ours, other, "its twin")
+        with pytest.raises(_probation.Refused, match="disagree: the output differs by"):
+            _probation._agree(other, ours, "its twin")
+    if not np.isnan(odd):
+        _probation._agree(ours, ours, "its twin")
+
+
 def test_reports_of_a_child_are_read_as_those_of_a_stranger():
     from esper.artifacts._verify import _report
     from esper.sandbox import Outcome
@@ -356,6 +372,10 @@ def test_what_is_not_known_is_verified_once(artifact: Artifact, verdicts: Verdic
     verdicts.close()
     ensure_trusted(artifact, verdicts, limits=NO_CHILD)  # the store is not even asked
     ensure_trusted(sibling(artifact, 4), verdicts, limits=NO_CHILD)
+    with pytest.raises(ValueError, match="the store of verdicts in .* is closed"):
+        ensure_trusted(rewrite_artifact(artifact, torchscript=None), verdicts, limits=NO_CHILD)
+    # Nor is anything kept of the turns that were waited for.
+    assert not _trust._TURNS
 
 
 def test_what_is_refused_raises_with_the_reason(artifact: Artifact, verdicts: VerdictStore):
