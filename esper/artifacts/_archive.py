@@ -8,6 +8,10 @@ from collections.abc import Mapping
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _END = b"PK\x05\x06"
 _END_BYTES = 22
+_LOCATOR = b"PK\x06\x07"
+_LOCATOR_BYTES = 20
+_LOCATOR = b"PK\x06\x07"
+_LOCATOR_BYTES = 20
 _MAX_MEMBERS = 32
 _MAX_DIRECTORY = 1 << 14
 
@@ -29,9 +33,18 @@ def _check_end(data: bytes) -> None:
     end = data[-_END_BYTES:]
     if len(end) < _END_BYTES or not end.startswith(_END):
         raise ValueError("it is not a readable zip archive (it does not end like one)")
-    members, size = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
+    members, size = struct.unpack("<HI", end[10:16])
     if members > _MAX_MEMBERS or size > _MAX_DIRECTORY:
         raise ValueError(f"it lists {members} members in {size} bytes, more than is read")
+    # An archive with 64-bit numbers says before its end how many members it really has.
+    if data[-_END_BYTES - _LOCATOR_BYTES : -_END_BYTES].startswith(_LOCATOR):
+        raise ValueError("it is a zip archive with 64-bit numbers, which none of ours has")
+
+
+def longest(max_bytes: int) -> int:
+    """How long an archive may be that holds so many bytes of content."""
+    # Each member has a header of its own, shorter than its entry in the directory.
+    return max_bytes + 2 * _MAX_DIRECTORY + _END_BYTES
 
 
 def read_archive(data: bytes, *, max_bytes: int) -> dict[str, bytes]:
@@ -44,6 +57,8 @@ def read_archive(data: bytes, *, max_bytes: int) -> dict[str, bytes]:
         ValueError: for what is no zip archive, for compressed or repeated members, for more
             than `max_bytes` of content, and for any byte that is not as it would be written.
     """
+    if len(data) > longest(max_bytes):
+        raise ValueError(f"it has {len(data)} bytes, at most {longest(max_bytes)} are read")
     _check_end(data)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

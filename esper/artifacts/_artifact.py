@@ -69,7 +69,11 @@ def write_artifact(
     vjp_order: int = 1,
     ancestor: str | None = None,
 ) -> Artifact:
-    """Put the parts of an artifact together; equal parts give equal bytes."""
+    """Put the parts of an artifact together; equal parts give equal bytes.
+
+    Raises:
+        ArtifactError: for parts that are no artifact together.
+    """
     content = {
         _PARAMS: save_safetensors(params),
         _STABLEHLO: stablehlo,
@@ -78,23 +82,27 @@ def write_artifact(
         content[_BLUEPRINT] = blueprint
     if torchscript is not None:
         content[_TORCHSCRIPT] = torchscript
-    manifest = Manifest(
-        blueprint=blueprint_name,
-        origin=origin,
-        vjp_order=vjp_order,
-        ancestor=ancestor,
-        recipe=recipe,
-        signature=signature,
-        sizes=sizes,
-        birth=birth,
-        confidence=confidence,
-        init_seed=init_seed,
-        parameters=tuple(
-            TensorSpec(name=n, shape=tuple(p.shape), dtype=p.dtype.name) for n, p in params.items()
-        ),
-        digests={name: hashlib.sha256(data).hexdigest() for name, data in content.items()},
-        versions=versions,
-    )
+    try:
+        manifest = Manifest(
+            blueprint=blueprint_name,
+            origin=origin,
+            vjp_order=vjp_order,
+            ancestor=ancestor,
+            recipe=recipe,
+            signature=signature,
+            sizes=sizes,
+            birth=birth,
+            confidence=confidence,
+            init_seed=init_seed,
+            parameters=tuple(
+                TensorSpec(name=n, shape=tuple(p.shape), dtype=p.dtype.name)
+                for n, p in params.items()
+            ),
+            digests={name: hashlib.sha256(data).hexdigest() for name, data in content.items()},
+            versions=versions,
+        )
+    except ValidationError as error:
+        raise ArtifactError(f"these parts are no kernel artifact: {_shown(error)}") from error
     text = json.dumps(manifest.model_dump(mode="json"), sort_keys=True, indent=1).encode()
     return read_artifact(write_archive({**content, _MANIFEST: text}))
 
@@ -134,6 +142,11 @@ def rewrite_artifact(artifact: Artifact, **changed: Any) -> Artifact:
     return write_artifact(**(parts | changed))
 
 
+def _shown(error: Exception) -> str:
+    """What it says, without what would steer a terminal: keys of a manifest come as they are."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in str(error))
+
+
 def read_artifact(data: bytes, expected_id: str | None = None) -> Artifact:
     """Read an artifact and check that it is what it says; runs nothing.
 
@@ -161,7 +174,7 @@ def read_artifact(data: bytes, expected_id: str | None = None) -> Artifact:
         manifest = Manifest.model_validate_json(members[_MANIFEST])
         params = load_tensors(members[_PARAMS])
     except (ValueError, ValidationError, SafetensorError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{name} is not a kernel artifact: {error}") from error
+        raise ArtifactError(f"{name} is not a kernel artifact: {_shown(error)}") from error
     if (manifest.origin == "blueprint") != (_BLUEPRINT in members):
         raise ArtifactError(
             f"{name} contradicts its manifest: it was made of a {manifest.origin}, and"

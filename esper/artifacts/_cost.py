@@ -93,6 +93,7 @@ class _Reader:
         self._costs: dict[str, Cost | None] = {}
         self._seen = 0
         self._refusal: ArtifactError | None = None
+        self._root = module.operation
         module.operation.walk(self._visit, ir.WalkOrder.PRE_ORDER)
         if self._refusal:
             raise self._refusal
@@ -124,10 +125,12 @@ class _Reader:
 
     def _add_special(self, operation: Any, name: str) -> ir.WalkResult:
         if name == "builtin.module":
+            # Of a module within, a function could pass for the one of that name outside.
+            if operation.operation != self._root:
+                raise _refuse("has a module within its module")
             return _ADVANCE
         if name == "func.func":
-            self._current = _Function()
-            self._functions[ir.StringAttr(operation.attributes["sym_name"]).value] = self._current
+            self._add_function(operation, ir.StringAttr(operation.attributes["sym_name"]).value)
             return _ADVANCE
         own = self._current
         sizes = [self._size(kind) for kind in operation.results.types]
@@ -142,6 +145,13 @@ class _Reader:
             return _ADVANCE
         self._repeat(operation, work)
         return ir.WalkResult.SKIP
+
+    def _add_function(self, operation: Any, name: str) -> None:
+        if operation.operation.parent.operation != self._root:
+            raise _refuse(f"has a function {name!r} within another operation")
+        if name in self._functions:
+            raise _refuse(f"has two functions {name!r}")
+        self._current = self._functions[name] = _Function()
 
     def _repeat(self, operation: Any, times: int) -> None:
         """Add what an operation holds, which is done so many times."""

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from esper.artifacts._artifact import Artifact, read_artifact
+from esper.artifacts._growth import GROWTH, TORCH_GROWTH, check_stablehlo, check_torchscript
 from esper.artifacts._scan import scan_program, scan_sources
 from esper.artifacts._stablehlo import load as load_stablehlo
 from esper.artifacts._torchscript import load as load_torchscript
@@ -34,8 +34,6 @@ torch: Any = _torch
 
 BATCHES = (1, 7)
 """Batch sizes: with the artifact's own parameters, and with drawn ones."""
-GROWTH = (8, 128)
-"""Batch sizes between which the cost is to grow no faster than the batch, give or take twice."""
 
 Named = dict[str, np.ndarray]
 
@@ -92,7 +90,9 @@ def _probate(artifact: Artifact, checks: _Checks) -> None:
         cost = scan_program(artifact)
     program = load_stablehlo(artifact.stablehlo).call
     with checks.named("cost") as told:
-        told.append(_check_growth(artifact, program))
+        with _raising_refused(f"batches {GROWTH}"):
+            flops = check_stablehlo(program, lambda n: _inputs(artifact, artifact.params, n))
+        told.append(f"{flops:.4g} floating-point operations for one example, forward and backward,")
         told.append(f"{cost.ops} operations")
     with checks.named("stablehlo"):
         own = _run_checked(artifact, program, run_jax, artifact.params, BATCHES[0])
@@ -119,9 +119,7 @@ def _probate_torch(artifact: Artifact, checks: _Checks, own: Named, program: Any
         return
     with checks.named("torchscript"):
         script = load_torchscript(artifact.torchscript)
-        _run_checked(artifact, script, _run_and_keep, _draw(artifact), BATCHES[0])
-        _run_checked(artifact, script, run_torch, _draw(artifact), BATCHES[1])
-        theirs_own = _run_checked(artifact, script, run_torch, artifact.params, BATCHES[0])
+        theirs_own = _run_torch_checked(artifact, script)
     with checks.named("agreement"):
         _agree_on_draws(artifact, program, script, run_torch, "its TorchScript")
     with checks.named("agreement with its own parameters"):
@@ -130,6 +128,18 @@ def _probate_torch(artifact: Artifact, checks: _Checks, own: Named, program: Any
             _agree(own, theirs_own, "its TorchScript")
         except Refused as found:
             raise _Noted(str(found)) from found
+
+
+def _run_torch_checked(artifact: Artifact, script: Any) -> Named:
+    def tensors(batch: int) -> list[Any]:
+        params, x, _ = _inputs(artifact, artifact.params, batch)
+        return [to_torch(value) for value in (*params.values(), x)]
+
+    for batch in BATCHES:
+        _run_checked(artifact, script, _run_and_keep, _draw(artifact), batch)
+    with _raising_refused(f"batches {TORCH_GROWTH}"):
+        check_torchscript(script, tensors)
+    return _run_checked(artifact, script, run_torch, artifact.params, BATCHES[0])
 
 
 def _inputs(
@@ -165,15 +175,8 @@ def _run_checked(
     batch: int,
 ) -> Named:
     params, x, cotangent = _inputs(artifact, params, batch)
-    try:
+    with _raising_refused(f"batch {batch}"):
         found = run(program, params, x, cotangent)
-    except (MemoryError, Refused):
-        raise
-    except Exception as error:  # jax and torch raise whatever the program leads them to
-        text = f"{type(error).__name__}: {error}"
-        if "memory" in text.lower():
-            raise
-        raise Refused(f"at batch {batch} it raises {text[:500]}") from error
     expected = {"output": cotangent, "gradient of x": x}
     expected |= {f"gradient of {name}": p for name, p in params.items()}
     for name, like in expected.items():
@@ -187,6 +190,19 @@ def _run_checked(
     return found
 
 
+@contextlib.contextmanager
+def _raising_refused(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, Refused, ArtifactError):
+        raise
+    except Exception as error:  # jax and torch raise whatever the program leads them to
+        text = f"{type(error).__name__}: {error}"
+        if "memory" in text.lower():
+            raise
+        raise Refused(f"at {where} it raises {text[:500]}") from error
+
+
 def _run_and_keep(program: Any, params: Named, x: np.ndarray, cotangent: np.ndarray) -> Named:
     _check_inputs_kept(program, params, x)
     return run_torch(program, params, x, cotangent)
@@ -195,11 +211,14 @@ def _run_and_keep(program: Any, params: Named, x: np.ndarray, cotangent: np.ndar
 def _check_inputs_kept(program: Any, params: Named, x: np.ndarray) -> None:
     given = {**params, "x": x}
     tensors = {name: to_torch(value) for name, value in given.items()}
+    drawn = torch.get_rng_state()
     with torch.no_grad(), torch.jit.optimized_execution(False):
         program(*tensors.values())
     for name, value in given.items():
         if from_torch(tensors[name]).tobytes() != value.tobytes():
             raise Refused(f"it changes {name}, which it was given")
+    if not torch.equal(drawn, torch.get_rng_state()):
+        raise Refused("it draws random numbers")
 
 
 def _agree(ours: Named, theirs: Named, whose: str) -> None:
@@ -234,22 +253,3 @@ def _twin(artifact: Artifact, source: bytes) -> Any:
     except (BlueprintError, ValueError) as error:
         # It says of itself that it was compiled from this.
         raise Refused(f"nothing can be built of it: {error}") from error
-
-
-def _check_growth(artifact: Artifact, program: Any) -> str:
-    """Refuse what costs more than in proportion to the batch: it would be tried at small ones."""
-
-    def cost(batch: int) -> dict[str, float]:
-        params, x, _ = _inputs(artifact, artifact.params, batch)
-        return jax.jit(program).lower(params, x).compile().cost_analysis() or {}
-
-    few, many = map(cost, GROWTH)
-    times = GROWTH[1] / GROWTH[0]
-    for what in ("flops", "bytes accessed"):
-        small, large = few.get(what, 0.0), many.get(what, 0.0)
-        if large > 2 * times * max(small, 1.0):
-            raise Refused(
-                f"its {what} grow from {small:.4g} at batch {GROWTH[0]} to {large:.4g} at batch"
-                f" {GROWTH[1]}, more than in proportion"
-            )
-    return f"{few.get('flops', 0.0) / GROWTH[0]:.4g} floating-point operations for one example,"

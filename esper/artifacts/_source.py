@@ -173,17 +173,17 @@ def _number(node: ast.expr) -> Any:
 
 def _call(node: ast.Call, known: set[str], depth: int) -> None:
     f = node.func
-    is_torch = (
+    if not (
         isinstance(f, ast.Attribute)
         and isinstance(f.value, ast.Name)
         and f.value.id == "torch"
         and f.attr in ALLOWED_CALLS
-    )
-    if not is_torch:
+    ):
         raise ArtifactError(
             f"its TorchScript calls {ast.unparse(f)[:80]}, which is not on the list of allowed"
             " functions"
         )
+    _arguments(node, f.attr)
     for argument in node.args:
         _expression(argument, known, depth + 1)
     for keyword in node.keywords:
@@ -193,3 +193,30 @@ def _call(node: ast.Call, known: set[str], depth: int) -> None:
             # It would be written into: a parameter, or what the host goes on to use.
             raise _odd("gives the keyword 'out'")
         _expression(keyword.value, known, depth + 1)
+
+
+def _arguments(node: ast.Call, name: str) -> None:
+    """Refuse arguments by which an allowed function does more than compute."""
+    match name:
+        case "batch_norm":
+            statistics = _literals(node, "running_mean", 3) + _literals(node, "running_var", 4)
+            training = _literals(node, "training", 5)
+            kept = bool(training) and all(value is False for value in training)
+            if not kept and any(value is not None for value in statistics):
+                # A view of the input may be given as statistics.
+                raise _odd("has a batch_norm that writes into its statistics")
+        case "scaled_dot_product_attention":
+            if any(value != 0 for value in _literals(node, "dropout_p", 4)):
+                raise _odd("has a scaled_dot_product_attention with dropout")
+        case "where":
+            if len(node.args) + len(node.keywords) != 3:
+                # Of a condition alone, it gives as many indices as values happen to be true.
+                raise _odd("has a where without two values to choose from")
+        case _:
+            pass
+
+
+def _literals(node: ast.Call, name: str, place: int) -> list[Any]:
+    """An argument's value, in a list that is empty where it is left out; `...` where computed."""
+    given = [*node.args[place : place + 1], *(k.value for k in node.keywords if k.arg == name)]
+    return [value.value if isinstance(value, ast.Constant) else ... for value in given]

@@ -1,6 +1,7 @@
 """What this process trusts: what it compiled itself, and what was verified."""
 
 import threading
+import weakref
 
 from esper.artifacts._artifact import Artifact
 from esper.artifacts._verdict import Check, Verdict, library_versions, programs_digest
@@ -10,8 +11,9 @@ from esper.errors import ArtifactError
 from esper.sandbox import Limits
 
 _LOCK = threading.Lock()
+_TURNS = weakref.WeakValueDictionary[str, threading.Lock]()
+"""By `programs_digest`, as long as somebody verifies or waits."""
 _KERNELS: set[str] = set()
-_TURNS: dict[str, threading.Lock] = {}
 _PROGRAMS: set[str] = set()
 """By `programs_digest`. Sets of short texts, which nothing is ever taken from but by `distrust`."""
 

@@ -10,7 +10,7 @@ from typing import Literal
 from esper.artifacts import _allowed
 from esper.artifacts._artifact import Artifact
 
-CHECKS_VERSION = 1
+CHECKS_VERSION = 2
 """Raised whenever the checks change: what passed earlier ones is checked anew."""
 
 Result = Literal["passed", "refused", "noted", "skipped"]
@@ -99,9 +99,9 @@ def _checked_by() -> dict[str, object]:
 def programs_digest(artifact: Artifact) -> str:
     """SHA-256 of all that probation depends on.
 
-    That is the programs, the blueprint, the signature, sizes and shapes of parameters, and the
-    checks and libraries. The values of parameters are not in it: kernels that differ in those alone
-    share programs and verdict.
+    That is the programs, the blueprint, the signature, sizes and shapes of parameters, the order of
+    the VJPs that it promises, and the checks and libraries. The values of parameters are not in it:
+    kernels that differ in those alone share programs and verdict.
     """
     manifest = artifact.manifest
     digests = {n: d for n, d in manifest.digests.items() if n != "params.safetensors"}
@@ -109,6 +109,7 @@ def programs_digest(artifact: Artifact) -> str:
         "digests": digests,
         "signature": str(manifest.signature),
         "sizes": manifest.sizes,
+        "vjp_order": manifest.vjp_order,
         "parameters": [(p.name, p.shape, p.dtype) for p in manifest.parameters],
         "by": _checked_by(),
     }

@@ -56,6 +56,7 @@ class VerdictStore:
         self.reason = ""
         """Why verdicts are in memory alone; empty where they are in the file."""
         self._lock = threading.RLock()
+        self._closed = False
         try:
             self._database = self._open()
         except (OSError, sqlite3.Error, _Damaged) as error:
@@ -91,8 +92,12 @@ class VerdictStore:
         return found[0][0] if found else 0
 
     def close(self) -> None:
-        """Let go of the database. Closing twice does nothing."""
+        """Let go of the database. Closing twice does nothing.
+
+        Nothing is asked of a closed store; it raises `ValueError` then, as a closed file does.
+        """
         with self._lock:
+            self._closed = True
             self._database.close()
 
     def __enter__(self) -> "VerdictStore":
@@ -108,6 +113,8 @@ class VerdictStore:
 
     def _ask(self, statement: str, *values: str) -> list[tuple]:
         with self._lock:
+            if self._closed:
+                raise ValueError(f"the store of verdicts in {self.folder} is closed: open another")
             try:
                 return self._execute(statement, values)
             except sqlite3.Error as error:
@@ -129,9 +136,7 @@ class VerdictStore:
         if os.name != "posix":
             raise OSError("its lock needs Linux or macOS")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = self.folder.stat().st_uid
-        if owner != os.getuid():
-            raise OSError(f"it belongs to another user ({owner})")
+        _check_mode(self.folder)
         with self._alone():
             try:
                 return self._connect()
@@ -160,6 +165,10 @@ class VerdictStore:
             yield
 
     def _connect(self) -> sqlite3.Connection:
+        for path in filter(Path.exists, (self.path, *self._logs())):
+            _check_owner(path)
+        if self.path.exists():
+            _check_mode(self.path)
         database = sqlite3.connect(
             self.path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
         )
@@ -186,8 +195,12 @@ class VerdictStore:
         else:
             raise OSError(f"there are too many damaged databases in {self.folder}; remove them")
         self.path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            self.path.with_name(_DATABASE + suffix).unlink(missing_ok=True)
+        for path in self._logs():
+            path.unlink(missing_ok=True)
+
+    def _logs(self) -> list[Path]:
+        """What SQLite writes beside the database, and reads again."""
+        return [self.path.with_name(_DATABASE + suffix) for suffix in ("-wal", "-shm")]
 
     def _begin_anew(self, error: Exception) -> None:
         with self._lock:
@@ -222,6 +235,21 @@ class VerdictStore:
             VerdictsInMemoryWarning,
             stacklevel=4,
         )
+
+
+def _check_owner(path: Path) -> None:
+    """Refuse what another user wrote: a verdict in it would be believed."""
+    owner = path.stat().st_uid
+    if owner != os.getuid():
+        raise OSError(f"{path.name} belongs to another user ({owner})")
+
+
+def _check_mode(path: Path) -> None:
+    """Refuse what another user may write."""
+    _check_owner(path)
+    mode = path.stat().st_mode
+    if mode & 0o022:
+        raise OSError(f"others may write {path.name} (its mode is {mode & 0o7777:o}; chmod go-w)")
 
 
 def _seal(digest: str, text: str) -> str:

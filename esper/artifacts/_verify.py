@@ -9,12 +9,14 @@ import dataclasses
 import hashlib
 import json
 import signal
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from esper.artifacts._artifact import Artifact, read_artifact
+from esper.artifacts._archive import longest
+from esper.artifacts._artifact import MAX_BYTES, Artifact, read_artifact
 from esper.artifacts._scan import scan_program, scan_sources
 from esper.artifacts._verdict import Check, Result, Verdict, library_versions, programs_digest
 from esper.artifacts._verdicts import VerdictStore, default_verdicts
@@ -27,7 +29,7 @@ PROBATION_LIMITS = Limits(
 
 _NONE = Protections()
 _PROBATION = "esper.artifacts._probation:probate"
-_CRASHES = {"SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE"}
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 _MAX_TEXT = 2000
 _EXPECTED = {"scan", "cost", "stablehlo", "finite", "torchscript", "blueprint"}
 """Without these, what comes from the child is no report of an accepted kernel."""
@@ -86,8 +88,7 @@ def verify(
             return _verdict(name, checks, outcome.protections)
         verdict = _verdict(name, [*checks, *reported], outcome.protections)
     # What ran into a limit, or never began, may fare better on another day.
-    died = signal.Signals(outcome.signal).name if outcome.signal else ""
-    if outcome.status == "finished" or died in _CRASHES:
+    if outcome.status == "finished" or outcome.signal in _CRASHES:
         store.put(digest, verdict)
     return verdict
 
@@ -105,8 +106,15 @@ def verify_file(
         ArtifactError: where it cannot be read.
         EsperError: where no child process can be started.
     """
+    place = Path(path).expanduser()
     try:
-        data = Path(path).expanduser().read_bytes()
+        # A pipe's end may never come, and of a sparse file all but the length may be missing.
+        found = place.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("it is not a file")
+        if found.st_size > longest(MAX_BYTES):
+            raise OSError(f"it has {found.st_size} bytes, at most {longest(MAX_BYTES)} are read")
+        data = place.read_bytes()
     except OSError as error:
         raise ArtifactError(f"the kernel file {path} cannot be read: {error}") from error
     return verify(data, verdicts=verdicts, probation=probation, limits=limits)
@@ -119,7 +127,7 @@ def _checked(checks: list[Check], name: str, check: Callable[[], Any]) -> Any:
     try:
         return check()
     except ArtifactError as error:
-        outcome, detail = "refused", str(error)
+        outcome, detail = "refused", _text(error)
         raise
     finally:
         taken = 1e3 * (time.perf_counter() - started)
@@ -160,7 +168,7 @@ def _report(outcome: Outcome) -> list[Check]:
             Check(_text(c["name"]), c["outcome"], _text(c["detail"]), float(c["milliseconds"]))
             for c in json.loads(outcome.result)
         ]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         return [Check("probation", "refused", f"its report cannot be read ({error})", taken)]
     odd = [check.outcome for check in told if check.outcome not in get_args(Result)]
     refused = any(check.outcome == "refused" for check in told)

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from esper.contracts._kernel_metadata import KernelMetadata as KernelMetadata
 
+Name = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]
+"""Without control characters, which would steer the terminal that shows it."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 LARGEST_SIZE = 1 << 20
 Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
@@ -59,7 +61,7 @@ class KernelSignature(_Data):
 class TensorSpec(_Data):
     """Name, shape and dtype of a parameter."""
 
-    name: str
+    name: Name
     shape: tuple[int, ...]
     dtype: str
 
@@ -68,14 +70,14 @@ class Manifest(_Data):
     """What an artifact says of itself (schema version 2, which adds what has a default here)."""
 
     schema_version: Literal[1, 2] = 2
-    blueprint: str
+    blueprint: Name
     """Its name; for a user's own kernel, that of the module or function it was made of."""
     origin: Literal["blueprint", "module", "function"] = "blueprint"
     """What it was compiled from; only of a blueprint the artifact holds the source."""
     recipe: Sha256
     """SHA-256 of all that it was compiled from; equal recipes give equal artifacts."""
     signature: KernelSignature
-    sizes: dict[str, int]
+    sizes: dict[Name, int]
     birth: Literal["zero", "identity", "free"]
     confidence: float = Field(ge=0.0, le=1.0)
     init_seed: int
@@ -87,5 +89,5 @@ class Manifest(_Data):
     """How often its StableHLO program can be differentiated in reverse."""
     ancestor: Sha256 | None = None
     """The artifact whose blueprint it was compiled from anew, because libraries had moved on."""
-    versions: dict[str, str]
+    versions: dict[Name, Name]
     """Libraries that compiled it."""

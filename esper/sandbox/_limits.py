@@ -8,6 +8,14 @@ Limit = Literal["memory", "cpu", "wall", "file", "output"]
 Status = Literal["finished", "raised", "limit", "signal", "exited"]
 
 
+def signal_name(number: int) -> str:
+    """`SIGSEGV`, say; `signal 40` of those that have no name."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What a child may use. All are set before it reads its payload.
@@ -42,7 +50,10 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Protections:
-    """What restricted a child, as it found by trying, before it read its payload."""
+    """What restricted a child before it read its payload.
+
+    Of files and of system calls it tried whether that holds; the rest the system said that it did.
+    """
 
     in_force: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -72,5 +83,5 @@ class Outcome:
         if self.status == "limit":
             return f"stopped at its {self.limit} limit ({self.error})"
         if self.status == "signal" and self.signal is not None:
-            return f"died by {signals.Signals(self.signal).name}"
+            return f"died by {signal_name(self.signal)}"
         return f"{self.status} ({self.error})" if self.error else self.status

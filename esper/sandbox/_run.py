@@ -266,13 +266,19 @@ class _Child:
         # The group first: while its leader is not waited for, its number is nobody else's.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        while not self._is_over():
-            time.sleep(0.002)
+        self._wait(0)
 
     def _is_over(self) -> bool:
-        """Whether it has ended; then what it used is known."""
+        """Whether it has ended. Where the system can tell so without, it is not waited for yet."""
+        if not hasattr(os, "waitid"):  # on macOS, before Python 3.13
+            return self._wait(os.WNOHANG)
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.process.pid, options) is not None
+
+    def _wait(self, options: int) -> bool:
+        """Whether it has ended; then what it used is known, and its number may be another's."""
         if self.process.returncode is None:
-            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(self.process.pid, options)
             if pid:
                 self.process.returncode = os.waitstatus_to_exitcode(status)
                 self.cpu_seconds = usage.ru_utime + usage.ru_stime

@@ -31,8 +31,8 @@ _REFUSED = (
     "utimes", "utimensat", "futimesat", "setxattr", "lsetxattr", "fsetxattr", "removexattr",
     "lremovexattr", "fremovexattr", "mknod", "mknodat",
     # The limits themselves.
-    "setrlimit", "setpriority", "ioprio_set", "capset", "setuid", "setgid", "setreuid",
-    "setregid", "setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid",
+    "setrlimit", "setpriority", "sched_setaffinity", "ioprio_set", "capset", "setuid", "setgid",
+    "setreuid", "setregid", "setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid",
 )  # fmt: skip
 
 _EVERYWHERE = {"socket", "connect", "execve", "ptrace", "setrlimit", "unshare", "clone3"}

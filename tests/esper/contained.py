@@ -101,6 +101,11 @@ def exits(_: bytes) -> bytes:
     os._exit(7)
 
 
+def dies_by_a_signal_without_a_name(_: bytes) -> bytes:
+    signal.pthread_kill(threading.get_ident(), signal.SIGRTMIN + 6)
+    return b""
+
+
 def kills_itself(_: bytes) -> bytes:
     os.abort()
 
@@ -158,6 +163,7 @@ def reaches_out(payload: bytes) -> bytes:
         "unshares": attempt(call("unshare", 0x10000000)),
         "mounts": attempt(call("mount", b"none", b"/tmp", b"tmpfs", 0, None)),
         "raises its limits": attempt(lambda: _set_memory(resource.RLIM_INFINITY)),
+        "moves to other processors": attempt(lambda: os.sched_setaffinity(0, {0})),
         "leaves its parent": attempt(call("prctl", 1, 0, 0, 0, 0)),
         "starts a thread": attempt(_thread),
     }

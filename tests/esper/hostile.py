@@ -157,6 +157,13 @@ def costly_product() -> str:
     ).replace("65536", "32768")
 
 
+def nested(text: str, name: str) -> str:
+    """The module with another in it, whose one function costs nothing."""
+    kind = "tensor<?x2xf32>"
+    function = f"func.func public @{name}(%x: {kind}) -> {kind} {{ return %x : {kind} }}"
+    return f"{text.rstrip().removesuffix('}')}  module @inner {{ {function} }}\n}}"
+
+
 def torchscript(body: str, arguments: str = "") -> bytes:
     """An archive with a method of this code, as the members of an honest one are."""
     source = (

@@ -30,6 +30,35 @@ def test_writing_what_was_read_gives_the_same_bytes(artifact):
     assert list(again.params) == [p.name for p in artifact.manifest.parameters]
 
 
+@pytest.mark.parametrize(
+    "changed", [{"vjp_order": 3}, {"confidence": 2.0}, {"blueprint_name": "\x1b[2J"}]
+)
+def test_parts_that_are_no_artifact_together(artifact, changed):
+    with pytest.raises(ArtifactError, match="these parts are no kernel artifact: 1 validation"):
+        rewrite_artifact(artifact, **changed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a, name: {"blueprint_name": name},
+        lambda a, name: {"sizes": {name: 1}},
+        lambda a, name: {"versions": {name: "1"}},
+        lambda a, name: {"versions": {"jax": name}},
+        lambda a, name: {
+            "params": {name if n == "up.weight" else n: p for n, p in a.params.items()}
+        },
+    ],
+)
+def test_names_may_be_of_any_letters_and_do_not_steer_a_terminal(artifact, change):
+    for name in ("layers.0.weight", "größe", "重み", ".layers[0].weight", "a b", "\U0001f600", ""):
+        assert rewrite_artifact(artifact, **change(artifact, name)).kernel_id
+    for name in ("\x1b[2J", "a\n", "\r", "\x9b31m", "\u202e", "\u2028", "\x7f", "\0"):
+        with pytest.raises(ArtifactError, match="should match pattern") as error:
+            rewrite_artifact(artifact, **change(artifact, name))
+        assert set(name) & set(str(error.value)) <= set("a[2J3m1\n")
+
+
 @given(data=st.data())
 def test_every_flipped_bit_is_refused(artifact, data):
     place = data.draw(st.integers(0, 8 * len(artifact.data) - 1))

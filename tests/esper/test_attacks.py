@@ -1,8 +1,10 @@
 """Files made to harm. Each is refused, and none of them runs, hangs, or takes the process down."""
 
+import io
 import json
 import random
 import struct
+import zipfile
 from typing import Any
 
 import jax.numpy as jnp
@@ -42,6 +44,27 @@ def test_an_archive_that_lists_more_than_is_looked_at():
     long = hostile.deflated({"a" * 20_000: b""})
     with pytest.raises(ValueError, match="lists 1 members in 20"):
         read_archive(long, max_bytes=1 << 30)
+
+
+def test_an_archive_with_another_directory_than_its_end_tells_of():
+    entry = hostile.deflated({"a": b""}).rpartition(b"PK\x01\x02")
+    entries = (entry[1] + entry[2][:-22]) * 1000
+    ends = (
+        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1000, 1000, len(entries), 0),
+        struct.pack("<4sLQL", b"PK\6\7", 0, len(entries), 1),
+        struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 47, 0, 0),
+    )
+    many = entries + b"".join(ends)
+    # Python's own reader follows the middle one.
+    with zipfile.ZipFile(io.BytesIO(many)) as archive:
+        assert len(archive.infolist()) == 1000
+    with pytest.raises(ValueError, match="a zip archive with 64-bit numbers"):
+        read_archive(many, max_bytes=1 << 30)
+
+
+def test_an_archive_that_is_too_long_before_its_end_is_looked_at():
+    with pytest.raises(ValueError, match="it has 40000 bytes, at most 33790 are read"):
+        read_archive(bytes(40_000), max_bytes=1000)
 
 
 def test_members_that_share_their_bytes():
@@ -84,6 +107,8 @@ STABLEHLO = [
     (hostile.OUTER_PRODUCT, "one axis alone, the batch's"),
     (hostile.many_operations(50_001), "more than 50000 operations"),
     (hostile.doubling_calls(40), "operations, at most 5e\\+04 are allowed"),
+    (hostile.nested(hostile.costly_product(), "main"), "a module within its module"),
+    (hostile.nested(hostile.costly_product(), "other"), "a module within its module"),
     (hostile.costly_product(), "floating-point operations for one example, at most"),
 ]
 

@@ -14,6 +14,8 @@ from esper.artifacts._archive import write_archive
 from esper.errors import ArtifactError
 from tests.esper import hostile
 
+NORM, ATTENTION = "torch.batch_norm", "torch.scaled_dot_product_attention"
+
 
 @pytest.mark.parametrize(
     ("body", "message"),
@@ -38,6 +40,19 @@ from tests.esper import hostile
         ("return torch.relu(*x)", "contains starred"),
         ("return torch.relu(**x)", "unpacks arguments"),
         ("return torch.add(x, x, out=x)", "gives the keyword 'out'"),
+        (
+            f"y = torch.select(x, 0, 0)\nreturn {NORM}(x, None, None, y, y, True, 1., 0.1, False)",
+            "a batch_norm that writes into its statistics",
+        ),
+        (f"return {NORM}(x, None, None, None, x, True, 1., 1e-05, False)", "a batch_norm that"),
+        (f"return {NORM}(x, running_mean=x, training=True)", "a batch_norm that"),
+        (f"return {NORM}(x, running_var=x)", "a batch_norm that"),
+        (f"return {NORM}(x, None, None, x, x, 0, 0., 1e-05, False)", "a batch_norm that"),
+        (f"return {NORM}(x, None, None, x, x, torch.gt(x, x), 0., 1e-05)", "a batch_norm that"),
+        (f"return {ATTENTION}(x, x, x, None, 0.5, False)", "attention with dropout"),
+        (f"return {ATTENTION}(x, x, x, dropout_p=0.5)", "attention with dropout"),
+        (f"return {ATTENTION}(x, x, x, None, torch.sum(x))", "attention with dropout"),
+        ("return torch.cat(torch.where(x))", "a where without two values"),
         ("x.data = x\nreturn x", "assigns to 'x.data'"),
         ("y = z = x\nreturn x", "in its method"),
         ("torch.relu(x)\nreturn x", "contains expr"),
@@ -83,6 +98,12 @@ def test_code_that_does_more_than_compute(body: str, message: str):
         "return torch.add(x, x, alpha=2)",
         "return torch.linear(x, x, None)",
         "return torch.add(x, [-1, 64, 64])",
+        f"return {NORM}(x, x, x, None, None, True, 0., 1e-05, False)",
+        f"return {NORM}(x, None, None, x, x, False, 0., 1e-05, False)",
+        f"return {NORM}(x, running_mean=x, running_var=x, training=False)",
+        f"return {ATTENTION}(x, x, x, None, 0., True)",
+        f"return {ATTENTION}(x, x, x)",
+        "return torch.where(torch.gt(x, 0), x, 0.)",
     ],
 )
 def test_code_of_the_form_that_kernels_have(body: str):

@@ -91,6 +91,27 @@ def test_death_by_a_signal(function: str, number: signal.Signals):
     assert "Fatal Python error" in outcome.output
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="signals without a name are of Linux")
+def test_death_by_a_signal_without_a_name():
+    outcome = contained("dies_by_a_signal_without_a_name")
+    number = signal.SIGRTMIN + 6
+    assert (outcome.status, outcome.signal) == ("signal", number)
+    assert str(outcome) == f"died by signal {number}"
+
+
+def test_its_group_is_killed_while_its_number_is_its_own(monkeypatch: pytest.MonkeyPatch):
+    """Of a number that was waited for, the system may make another process's."""
+    kill, seen = os.killpg, []
+
+    def killpg(group: int, number: int) -> None:
+        seen.append(Path(f"/proc/{group}/stat").read_text().rpartition(")")[2].split()[0])
+        kill(group, number)
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    assert contained("echo").status == "finished"
+    assert seen == ["Z"]
+
+
 def test_an_end_without_a_result():
     outcome = contained("exits")
     assert (outcome.status, outcome.error) == ("exited", "exit status 7, and no result")
@@ -133,7 +154,8 @@ FILES = (
 CALLS = (
     "changes a mode outside", "connects", "sends a datagram", "opens a unix socket", "forks",
     "runs a program", "execs", "execs itself", "signals its parent", "traces its parent",
-    "unshares", "mounts", "raises its limits", "leaves its parent",
+    "unshares", "mounts", "raises its limits", "moves to other processors",
+    "leaves its parent",
 )  # fmt: skip
 
 

@@ -1,20 +1,26 @@
 """Verdicts, the store that remembers them, and what a process trusts."""
 
 import dataclasses
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from esper.artifacts import (
     Artifact,
     VerdictStore,
+    _trust,
     distrust_all,
     ensure_trusted,
     is_trusted,
+    load_stablehlo,
     programs_digest,
     read_artifact,
     rewrite_artifact,
@@ -23,6 +29,7 @@ from esper.artifacts import (
     verify_file,
 )
 from esper.artifacts import _verdict as verdict_module
+from esper.artifacts._growth import check_stablehlo
 from esper.errors import ArtifactError
 from esper.sandbox import Limits
 from tests.esper import hostile
@@ -103,6 +110,7 @@ def test_kernels_that_differ_in_parameters_need_one_child(
 
 def test_what_depends_on_programs_has_another_digest(artifact: Artifact):
     assert artifact.torchscript is not None
+    assert artifact.blueprint is not None
     digest = programs_digest(artifact)
     assert programs_digest(sibling(artifact, 1)) == digest
     others = [
@@ -110,6 +118,7 @@ def test_what_depends_on_programs_has_another_digest(artifact: Artifact):
         rewrite_artifact(artifact, stablehlo=artifact.stablehlo + b"\0"),
         rewrite_artifact(artifact, blueprint=artifact.blueprint + b"\n"),
         rewrite_artifact(artifact, sizes={"width": 9}),
+        rewrite_artifact(artifact, vjp_order=1),
         rewrite_artifact(
             artifact, params={n: p.astype(np.float64) for n, p in artifact.params.items()}
         ),
@@ -117,6 +126,21 @@ def test_what_depends_on_programs_has_another_digest(artifact: Artifact):
     ]
     digests = [programs_digest(other) for other in others]
     assert len({digest, *digests}) == 1 + len(others)
+
+
+def test_a_promise_that_programs_do_not_keep_is_no_others(
+    artifact: Artifact, verdicts: VerdictStore
+):
+    once = bytes(load_stablehlo(artifact.stablehlo).serialize(vjp_order=1))
+    honest = rewrite_artifact(artifact, stablehlo=once, vjp_order=1)
+    liar = rewrite_artifact(honest, vjp_order=2)
+    assert "VJPs of order 1, the manifest promises 2" in verify(liar, verdicts=verdicts).reason
+    assert verdicts.get(programs_digest(honest)) is None
+    # Nor the other way round.
+    trust(honest, verdicts)
+    assert verify(honest, verdicts=verdicts, limits=NO_CHILD).accepted
+    assert not is_trusted(liar)
+    assert not verify(liar, verdicts=verdicts, limits=NO_CHILD).accepted
 
 
 def test_other_versions_make_other_digests(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
@@ -202,22 +226,90 @@ def test_files(artifact: Artifact, verdicts: VerdictStore, tmp_path: Path):
     assert len(verdict.kernel_id) == 64
     with pytest.raises(ArtifactError, match=r"the kernel file .*absent.* cannot be read"):
         verify_file(tmp_path / "absent")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArtifactError, match=r"pipe cannot be read: it is not a file"):
+        verify_file(tmp_path / "pipe")
+    with path.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(ArtifactError, match=r"it has 1099511627776 bytes, at most 10737746.. are"):
+        verify_file(path)
 
 
-def test_a_program_that_changes_what_it_is_given_is_refused():
-    # None of the functions on the list does; one that is put there may, such as batch_norm.
+CHANGES = {
+    "it changes up.weight, which it was given": "p_up_weight.add_(1)",
+    # Which needs more than one example.
+    "it changes x, which it was given": (
+        "torch.batch_norm(x, None, None, x.detach()[0], torch.ones(2), x.size(0) > 1, 1.0, 1e-5,"
+        " False)"
+    ),
+    "it draws random numbers": "x = x + torch.rand(1)",
+    # More than in proportion to the batch, in memory or in time alone.
+    "its aten.mul.Tensor grow from 16 at batch 4 to 256": (
+        "c = x[:, 0]\nx = x + torch.einsum('a,b,c,d,e->abcde', [c, c, c, c, c]).sum()"
+    ),
+    "its aten.mm.default grow from 64 at batch 4 to 1024": "x = x + (x @ x.t()).sum()",
+    "its aten.convolution.default grow from": (
+        "w = x.reshape([1, 1, -1])\nx = x + torch.conv1d(torch.cat([w, w], 2), w).sum()"
+    ),
+    "attention_for_cpu.default grow from 32 at batch 4 to 512": (
+        "q = x.reshape([1, 1, -1, 2])\nx = x + torch.nn.functional.scaled_dot_product_attention("
+        "q, q, q, None, 0.0, False).sum()"
+    ),
+    r"at batches \(4, 16\) it raises RuntimeError": (
+        "x = x + x.reshape([-1, 1 if x.size(0) < 8 else 64]).sum()"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_what_torchscript_does_to_its_host_is_refused(artifact: Artifact, message: str):
+    """By a program that no scan has seen, for those functions that a scan should have refused."""
     from esper.artifacts import _probation
-    from esper.tezzeret._programs import script_method
+    from esper.tezzeret import read_blueprint, resolve
+    from esper.tezzeret._programs import script_method, torch_source
 
-    params, x = {"a": np.ones(2, np.float32)}, np.ones((3, 2), np.float32)
-    source = "def forward(self, a: Tensor, x: Tensor) -> Tensor:\n    {}\n    return a * x\n"
-    honest = script_method(source.format("a = torch.add(a, 1)"))
-    kept = _probation._run_and_keep(honest, params, x, x)
-    assert kept["output"].tolist() == [[2.0, 2.0]] * 3
-    for name in ("a", "x"):
-        odd = script_method(source.format(f"{name}.add_(1)"))
-        with pytest.raises(_probation.Refused, match=f"it changes {name}, which it was given"):
-            _probation._run_and_keep(odd, params, x, x)
+    assert artifact.blueprint is not None
+    blueprint = read_blueprint(artifact.blueprint, "its blueprint")
+    source = torch_source(resolve(blueprint, artifact.manifest.signature, {"width": 8}))
+    _probation._run_torch_checked(artifact, script_method(source))
+    change = CHANGES[message].replace("\n", "\n    ")
+    changing = source.replace(" -> Tensor:\n", f" -> Tensor:\n    {change}\n")
+    with pytest.raises((_probation.Refused, ArtifactError), match=message):
+        _probation._run_torch_checked(artifact, script_method(changing))
+
+
+def test_gradients_that_cost_more_than_in_proportion_to_the_batch():
+    @jax.custom_vjp
+    def program(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        return x * params["a"]
+
+    def backward(kept: Any, cotangent: jax.Array) -> Any:
+        params, x = kept
+        many = jnp.sum(jnp.cos(jnp.arange(len(x) ** 3, dtype=x.dtype) + cotangent[0, 0]))
+        return {"a": jnp.sum(cotangent * x, 0) + many}, cotangent * params["a"]
+
+    def inputs(batch: int) -> Any:
+        return {"a": np.ones(2, np.float32)}, *np.ones((2, batch, 2), np.float32)
+
+    check_stablehlo(lambda params, x: x * params["a"], inputs)
+    program.defvjp(lambda params, x: (program(params, x), (params, x)), backward)
+    with pytest.raises(ArtifactError, match="its flops grow from .* more than in proportion"):
+        check_stablehlo(program, inputs)
+
+
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_agrees_with_itself_and_excuses_nothing(odd: float):
+    from esper.artifacts import _probation
+
+    ours = {"output": np.array([odd, 0.0], np.float32)}
+    for theirs in ([odd, 100.0], [0.0, 0.0], [-odd, 0.0]):
+        other = {"output": np.array(theirs, np.float32)}
+        with pytest.raises(_probation.Refused, match="disagree: the output differs by"):
+            _probation._agree(ours, other, "its twin")
+        with pytest.raises(_probation.Refused, match="disagree: the output differs by"):
+            _probation._agree(other, ours, "its twin")
+    if not np.isnan(odd):
+        _probation._agree(ours, ours, "its twin")
 
 
 def test_reports_of_a_child_are_read_as_those_of_a_stranger():
@@ -236,6 +328,16 @@ def test_reports_of_a_child_are_read_as_those_of_a_stranger():
         (check,) = _report(Outcome("finished", result))
         assert check.outcome == "refused"
         assert message in check.detail
+    (check,) = _report(
+        Outcome(
+            "finished",
+            f'[{{"name": "scan", "outcome": "passed", "detail": "",'
+            f' "milliseconds": 1{"0" * 400}}}]'.encode(),
+        )
+    )
+    assert "its report cannot be read (int too large" in check.detail
+    (check,) = _report(Outcome("signal", signal=40))
+    assert check.detail == "the child process died by signal 40"
     (check,) = _report(Outcome("signal", signal=11, output="first\nlast \x1b[2Jline\n"))
     assert check.detail == "the child process died by SIGSEGV; it printed last: last  [2Jline"
 
@@ -270,6 +372,10 @@ def test_what_is_not_known_is_verified_once(artifact: Artifact, verdicts: Verdic
     verdicts.close()
     ensure_trusted(artifact, verdicts, limits=NO_CHILD)  # the store is not even asked
     ensure_trusted(sibling(artifact, 4), verdicts, limits=NO_CHILD)
+    with pytest.raises(ValueError, match="the store of verdicts in .* is closed"):
+        ensure_trusted(rewrite_artifact(artifact, torchscript=None), verdicts, limits=NO_CHILD)
+    # Nor is anything kept of the turns that were waited for.
+    assert not _trust._TURNS
 
 
 def test_what_is_refused_raises_with_the_reason(artifact: Artifact, verdicts: VerdictStore):

@@ -195,8 +195,51 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path):
         assert len(store) == 1
 
 
+@pytest.mark.parametrize("writable", ["", "verdicts.sqlite"])
+def test_what_others_may_write_is_not_believed(tmp_path: Path, writable: str):
+    folder = tmp_path / "shared"
+    with VerdictStore(folder) as store:
+        store.put("0" * 64, verdict_of(1))
+    (folder / writable).chmod(0o775)
+    with pytest.warns(VerdictsInMemoryWarning, match=r"others may write .*mode is 775; chmod go-w"):
+        store = VerdictStore(folder)
+    with store:
+        assert store.get("0" * 64) is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("theirs", ["", "verdicts.sqlite", "verdicts.sqlite-wal"])
+def test_what_another_user_wrote_is_not_believed(tmp_path: Path, theirs: str):
+    folder = tmp_path / "shared"
+    with VerdictStore(folder) as store:
+        store.put("0" * 64, verdict_of(1))
+    (folder / theirs).touch()
+    os.chown(folder / theirs, 12345, 12345)
+    with pytest.warns(VerdictsInMemoryWarning, match=r"belongs to another user \(12345\)"):
+        store = VerdictStore(folder)
+    with store:
+        assert store.get("0" * 64) is None
+
+
+def test_a_closed_store_stays_closed(tmp_path: Path):
+    store = VerdictStore(tmp_path)
+    store.put("0" * 64, verdict_of(1))
+    for _ in range(2):
+        store.close()
+    for ask in (
+        lambda: store.get("0" * 64),
+        lambda: store.put("0" * 64, verdict_of(2)),
+        lambda: len(store),
+    ):
+        with pytest.raises(ValueError, match="the store of verdicts in .* is closed: open another"):
+            ask()
+    with VerdictStore(tmp_path) as again:
+        assert again.get("0" * 64) == verdict_of(1)
+
+
 def test_a_folder_that_is_read_only(small_disk: Any):
     place = small_disk(256)
+    place.chmod(0o700)
     with VerdictStore(place) as store:
         store.put("0" * 64, verdict_of(1))
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
@@ -210,6 +253,7 @@ def test_a_folder_that_is_read_only(small_disk: Any):
 
 def test_a_full_disk(small_disk: Any):
     place = small_disk(64)
+    place.chmod(0o700)
 
     def fill(store: VerdictStore) -> None:
         for number in range(2000):
