@@ -28,6 +28,7 @@ from esper.tezzeret._blueprint import BlueprintIR, read_blueprint
 from esper.tezzeret._contract import check_birth
 from esper.tezzeret._parity import check_parity
 from esper.tezzeret._programs import (
+    check_seed,
     initial_params,
     jax_program,
     torch_program,
@@ -137,10 +138,12 @@ def compile_blueprint(
         ancestor: the id of the artifact that this one replaces; see `recompile`.
 
     Raises:
-        BlueprintError: for a blueprint that does not fit the signature.
+        InputError: for a signature or a seed that is none.
+        BlueprintError: for a blueprint that does not fit the signature, or a size that is none.
         KernelCompilationError: where the two programs disagree, or a claim is false.
     """
     versions = library_versions()
+    check_seed(init_seed)
     resolve(blueprint, signature, sizes)
     where = f"blueprint {blueprint.name!r} for {signature}"
     given = {**blueprint.sizes, **(sizes or {})}
