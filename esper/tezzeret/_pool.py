@@ -189,7 +189,7 @@ class CompilePool:
         if cancelled and not (future.done() and not future.cancelled()):
             return _cancelled(job, attempt)
         try:
-            done: Done = future.result()
+            return _read(job, attempt, future.result())
         except CancelledError:
             return _cancelled(job, attempt)
         except FutureTimeoutError:
@@ -214,18 +214,11 @@ class CompilePool:
             )
             return CompileOutcome(job, None, told, attempt)
         except Exception as error:  # of what brings the job there and the outcome back
-            told = EsperError(f"{job}: no worker could be given it: {first_line(error)}")
-            return CompileOutcome(job, None, told, attempt)
-        if done.error is not None:
-            return CompileOutcome(
-                job, None, error_of(*done.error), attempt, done.seconds, worker=done.worker
+            told = EsperError(
+                f"{job}: it could not be given to a worker, or what came back could not be read:"
+                f" {first_line(error)}"
             )
-        assert done.data is not None
-        measurements = tuple(json.loads(text) for text in done.measurements)
-        artifact = read_artifact(done.data)
-        # A worker of this process's own made it, and its gates ran it.
-        trust(artifact)
-        return CompileOutcome(job, artifact, None, attempt, done.seconds, measurements, done.worker)
+            return CompileOutcome(job, None, told, attempt)
 
 
 class _Worker:
@@ -240,6 +233,18 @@ class _Worker:
             initializer=_start,
             initargs=[memory_bytes],
         )
+
+
+def _read(job: CompileJob, attempt: int, done: Done) -> CompileOutcome:
+    if done.error is not None:
+        error = error_of(*done.error)
+        return CompileOutcome(job, None, error, attempt, done.seconds, worker=done.worker)
+    assert done.data is not None
+    measurements = tuple(json.loads(text) for text in done.measurements)
+    artifact = read_artifact(done.data)
+    # A worker of this process's own made it, and its gates ran it.
+    trust(artifact)
+    return CompileOutcome(job, artifact, None, attempt, done.seconds, measurements, done.worker)
 
 
 def _cancelled(job: CompileJob, attempt: int) -> CompileOutcome:

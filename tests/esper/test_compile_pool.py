@@ -1,6 +1,7 @@
 """Compilation in worker processes: real ones, which are killed, starved and told to stop."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,15 +107,15 @@ def test_a_batch_goes_on_where_one_of_its_jobs_fails_and_its_bytes_are_those_mad
         [
             (InputError, "`init_seed` must be an integer from 0 on, got -1"),
             (BlueprintError, "rank must be an integer from 1 to 1048576, got '3'"),
-            (BlueprintError, "rank must be an integer from 1 to 1048576, got [3]"),
+            (BlueprintError, "rank must be an integer from 1 to 1048576, got .3."),
             # What nobody foresaw costs its job alone, in the worker and on the way to it.
             (EsperError, "ValidationError: 1 validation error for Manifest"),
-            (EsperError, "no worker could be given it: TypeError: cannot pickle"),
+            (EsperError, "it could not be given to a worker, or what .*TypeError: cannot pickle"),
         ],
         strict=True,
     ):
         assert type(outcome.error) is kind
-        assert message in str(outcome.error)
+        assert re.search(message, str(outcome.error))
     assert {o.artifact for o in (lies, unknown, misfit, *others)} == {None}
 
 
