@@ -19,7 +19,11 @@ def to_torch(array: np.ndarray) -> "torch.Tensor":
 
 
 def from_torch(tensor: "torch.Tensor") -> np.ndarray:
-    """An array with the tensor's values and dtype."""
+    """An array with the tensor's values and dtype.
+
+    Of a tensor on the CPU it is a view where there is one, and what is written to one of them is
+    seen in the other.
+    """
     import torch
 
     plain = tensor.detach().cpu()

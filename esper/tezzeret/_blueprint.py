@@ -16,10 +16,14 @@ from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml.composer import ComposerError
 
 from esper.contracts import Size
 from esper.errors import BlueprintError
 from esper.tezzeret._ops import OPS, AnyOp, Name
+
+_LONGEST_TEXT = 1 << 20
+"""Characters of a blueprint's text; those of the library have fewer than 1,000."""
 
 INPUT = "x"
 """The name of the kernel's input in a graph."""
@@ -177,7 +181,18 @@ def _in_order(nodes: Sequence[AnyOp]) -> list[AnyOp]:
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML in which `1e-5` is a number, as in YAML 1.2 and in JSON, and not a text."""
+    """YAML in which `1e-5` is a number, as in YAML 1.2 and in JSON, and not a text.
+
+    Aliases are refused: a few hundred bytes of them stand for gigabytes.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            raise ComposerError(
+                None, None, f"found the alias *{alias.anchor}: write it out", alias.start_mark
+            )
+        return super().compose_node(parent, index)
 
 
 _Yaml.add_implicit_resolver(
@@ -194,15 +209,22 @@ def parse_blueprint(text: str, source: str) -> BlueprintIR:
     Raises:
         BlueprintError: naming the source and each thing that is wrong.
     """
+    if len(text) > _LONGEST_TEXT:
+        raise BlueprintError(
+            f"{source} is not a blueprint: it has {len(text):,} characters, and a blueprint has at"
+            f" most {_LONGEST_TEXT:,}"
+        )
     try:
         # Strict mode refuses lists for tuples in Python data but not in JSON.
-        return BlueprintIR.model_validate_json(json.dumps(yaml.load(text, _Yaml)))
+        data = json.dumps(yaml.load(text, _Yaml))
     except (yaml.YAMLError, RecursionError) as error:
-        raise BlueprintError(f"{source} is not YAML: {error}") from error
-    except TypeError as error:  # YAML has dates and sets, which JSON has not
-        raise BlueprintError(f"{source} is not a blueprint: {error}") from error
-    except ValidationError as error:
-        raise _no_blueprint(source, error) from error
+        raise BlueprintError(f"{source} is not YAML that a blueprint may be: {error}") from error
+    except Exception as error:  # PyYAML makes values by Python's own types, and lets theirs through
+        raise BlueprintError(
+            f"{source} is not a blueprint: it holds a value that JSON has not, or that is none of"
+            f" its type ({type(error).__name__}: {error}). Write texts, numbers, lists and mappings"
+        ) from error
+    return read_blueprint(data.encode(), source)
 
 
 def read_blueprint(canonical: bytes, source: str) -> BlueprintIR:

@@ -28,6 +28,7 @@ from esper.tezzeret._blueprint import BlueprintIR, read_blueprint
 from esper.tezzeret._contract import check_birth
 from esper.tezzeret._parity import check_parity
 from esper.tezzeret._programs import (
+    check_seed,
     initial_params,
     jax_program,
     torch_program,
@@ -51,13 +52,17 @@ def library_versions(*, torch: bool = True, also: Sequence[str] = ()) -> dict[st
     found = {}
     for package in ("jax", "jaxlib", "numpy", *(("torch",) if torch else ()), *also):
         try:
-            found[package] = version(package)
+            found[package] = _version(package)
         except PackageNotFoundError as error:
             raise KernelCompilationError(
                 f"compiling a kernel needs {package}, which is not installed; install"
                 " 'esper-morphogenetic[torch]'"
             ) from error
     return found
+
+
+# Read from a package's metadata, which takes longer than a kernel's first parameters do.
+_version = lru_cache(version)
 
 
 def kernel_recipe(
@@ -101,6 +106,16 @@ def _programs(
     blueprint = read_blueprint(canonical, "the blueprint")
     signature = KernelSignature.model_validate_json(signature_json)
     graph = resolve(blueprint, signature, dict(sizes))
+    stablehlo, torchscript, vjp_order = write_programs(graph)
+    # The gates run what was written, not what it was written from.
+    run = load_stablehlo(stablehlo).call
+    check_parity(graph, run, load_torchscript(torchscript))
+    return _Programs(graph, stablehlo, torchscript, vjp_order, run)
+
+
+def write_programs(graph: Graph) -> tuple[bytes, bytes, int]:
+    """StableHLO and TorchScript as an artifact holds them, and the order of the VJPs in it."""
+    signature = graph.signature
     (batch,) = export.symbolic_shape("b")
     dtype = jnp.dtype(signature.dtype)
     exported = export.export(jax.jit(jax_program(graph)), platforms=PLATFORMS)(
@@ -112,10 +127,7 @@ def _programs(
         warnings.simplefilter("ignore", DeprecationWarning)
         torchscript = normalise_torchscript(torchscript_archive(torch_program(graph)))
     stablehlo, vjp_order = serialise_stablehlo(exported)
-    # The gates run what was written, not what it was written from.
-    run = load_stablehlo(stablehlo).call
-    check_parity(graph, run, load_torchscript(torchscript))
-    return _Programs(graph, stablehlo, torchscript, vjp_order, run)
+    return stablehlo, torchscript, vjp_order
 
 
 def compile_blueprint(
@@ -137,10 +149,12 @@ def compile_blueprint(
         ancestor: the id of the artifact that this one replaces; see `recompile`.
 
     Raises:
-        BlueprintError: for a blueprint that does not fit the signature.
+        InputError: for a signature or a seed that is none.
+        BlueprintError: for a blueprint that does not fit the signature, or a size that is none.
         KernelCompilationError: where the two programs disagree, or a claim is false.
     """
     versions = library_versions()
+    check_seed(init_seed)
     resolve(blueprint, signature, sizes)
     where = f"blueprint {blueprint.name!r} for {signature}"
     given = {**blueprint.sizes, **(sizes or {})}

@@ -174,7 +174,7 @@ def _compile(
     birth: Birth,
     confidence: float,
 ) -> Artifact:
-    check_asked(name, birth, confidence)
+    check_asked(signature, name, birth, confidence)
     versions = library_versions(torch=False)
     try:
         arrays, structure = _flat(params)

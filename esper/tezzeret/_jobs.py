@@ -27,7 +27,10 @@ class CompileJob:
 
 @dataclasses.dataclass(frozen=True)
 class CompileLimits:
-    """What a worker may use for one job.
+    """What a worker may use: time for each job, and memory for all that it holds.
+
+    A worker goes on with the next job, and keeps some of what earlier ones left in its memory: a
+    job may fail for memory in a worker that has done many, and not in a fresh one.
 
     Raises:
         ValueError: for a limit that is not positive, or less memory than any job needs.

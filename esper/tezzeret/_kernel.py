@@ -28,11 +28,12 @@ def kernel_from_blueprint(
     differ in `init_seed` alone share one program.
 
     Args:
-        signature: shapes of one example. Operations with weights act on its last axis.
+        signature: shapes of one example.
         sizes: values for some of the blueprint's named sizes.
         init_seed: seed of the first parameters.
 
     Raises:
+        InputError: for a signature or a seed that is none.
         BlueprintError: for a blueprint that does not fit the signature, or an unknown size.
     """
     graph = resolve(blueprint, signature, sizes)

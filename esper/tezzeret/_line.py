@@ -20,7 +20,8 @@ class Ticket(NamedTuple):
 
 def program_of(job: CompileJob) -> Hashable:
     """What jobs have in common whose kernels differ in their parameters alone."""
-    return job.blueprint.canonical_json(), job.signature, tuple(sorted(job.sizes.items()))
+    # As text, because what is no size may be of any type, and its job is refused by a worker.
+    return job.blueprint.canonical_json(), job.signature, repr(sorted(job.sizes.items(), key=repr))
 
 
 class Line:

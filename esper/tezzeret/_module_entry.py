@@ -80,7 +80,7 @@ def compile_module(
             " jax goes to compile_function"
         )
     called = type(module).__name__ if name is None else name
-    check_asked(called, birth, confidence)
+    check_asked(signature, called, birth, confidence)
     check_replacements(replacements or {})
     require_torch2jax()
     followed = {**REPLACEMENTS, **(replacements or {})}

@@ -55,11 +55,12 @@ def torch_kernel_from_blueprint(
     """The kernel that a blueprint describes, for layers of torch; see `kernel_from_blueprint`.
 
     Args:
-        signature: shapes of one example. Operations with weights act on its last axis.
+        signature: shapes of one example.
         sizes: values for some of the blueprint's named sizes.
         init_seed: seed of the first parameters.
 
     Raises:
+        InputError: for a signature or a seed that is none.
         BlueprintError: for a blueprint that does not fit the signature, or an unknown size.
     """
     from esper_adapters.pytorch import TorchKernel

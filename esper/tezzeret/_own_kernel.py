@@ -15,7 +15,7 @@ from esper.artifacts import Artifact, load_stablehlo, serialise_stablehlo, trust
 from esper.contracts import KernelSignature
 from esper.errors import ArtifactError, InputError, KernelCompilationError
 from esper.tezzeret._contract import Birth, check_birth
-from esper.tezzeret._resolve import ParameterSpec
+from esper.tezzeret._resolve import ParameterSpec, check_signature
 
 PLATFORMS = ("cpu", "cuda")
 _LONGEST_NAME = 64
@@ -48,20 +48,21 @@ def _fan_in(shape: tuple[int, ...]) -> int:
     return max(1, inner)
 
 
-def check_asked(name: str, birth: str, confidence: float) -> None:
-    """Check what the artifact is to say of itself.
+def check_asked(signature: Any, name: Any, birth: Any, confidence: Any) -> None:
+    """Check what was asked for, and what the artifact is to say of itself.
 
     Raises:
         InputError: naming the argument.
     """
-    if not 1 <= len(name) <= _LONGEST_NAME or not name.isprintable():
+    check_signature(signature)
+    if not isinstance(name, str) or not 1 <= len(name) <= _LONGEST_NAME or not name.isprintable():
         raise InputError(
-            f"`name` must have from 1 to {_LONGEST_NAME} printable characters, got {name!r}"
+            f"`name` must be a text of 1 to {_LONGEST_NAME} printable characters, got {name!r}"
         )
     if birth not in get_args(Birth):
         raise InputError(f"`birth` must be one of {', '.join(get_args(Birth))}, got {birth!r}")
-    if not 0.0 <= confidence <= 1.0:
-        raise InputError(f"`confidence` must be from 0 to 1, got {confidence!r}")
+    if not isinstance(confidence, int | float) or not 0.0 <= confidence <= 1.0:
+        raise InputError(f"`confidence` must be a number from 0 to 1, got {confidence!r}")
 
 
 def check_params(params: Mapping[str, np.ndarray], signature: KernelSignature) -> None:

@@ -18,6 +18,7 @@ from esper.artifacts import read_artifact, trust
 from esper.errors import EsperError, KernelCompilationError
 from esper.tezzeret._jobs import CompileJob, CompileLimits, CompileOutcome
 from esper.tezzeret._line import Line, Ticket, program_of
+from esper.tezzeret._own_kernel import first_line
 from esper.tezzeret._worker import OUT_OF_MEMORY, Done, Task, error_of, prepare, work
 
 Progress = Callable[[int, int, CompileOutcome], None]
@@ -47,7 +48,7 @@ class CompilePool:
     Args:
         workers: how many processes at most; each is an interpreter with jax and torch, about
             500 MB, and starts when there is work for it.
-        limits: what each may use for one job.
+        limits: what each may use.
         retries: how often a job is tried again whose worker died.
         measure: backends ("torch", "jax") on which each kernel is timed after it was compiled, in
             its worker. Workers that run beside each other disturb each other's timings.
@@ -71,7 +72,9 @@ class CompilePool:
         self.limits = limits or CompileLimits()
         self.retries = retries
         self._measure = tuple(measure)
+        self._closed = False
         self._cancelled = threading.Event()
+        self._cancelling = threading.RLock()  # a signal's handler may cancel, too
         self._workers = [_Worker(self.limits.memory_bytes) for _ in range(workers)]
 
     def __enter__(self) -> "CompilePool":
@@ -82,7 +85,8 @@ class CompilePool:
 
     def close(self) -> None:
         """End the workers, whatever they are at."""
-        self._cancelled.set()
+        self._closed = True
+        self.cancel()
         for worker in self._workers:
             worker.pool.stop()
         for worker in self._workers:
@@ -91,9 +95,12 @@ class CompilePool:
     def cancel(self) -> None:
         """Give up the jobs that are not done; may be called from another thread.
 
+        They are those of every call of `compile` until now, begun or not, and no later one's.
         Their outcomes say that they were cancelled; workers that are at one are killed.
         """
-        self._cancelled.set()
+        with self._cancelling:
+            cancelled, self._cancelled = self._cancelled, threading.Event()
+            cancelled.set()
 
     def compile(
         self, jobs: Iterable[CompileJob], *, progress: Progress | None = None
@@ -104,8 +111,19 @@ class CompilePool:
 
         Args:
             progress: is told after each job.
+
+        Raises:
+            EsperError: where the pool is closed.
         """
-        self._cancelled.clear()
+        if self._closed:
+            raise EsperError(
+                "the pool is closed and its workers are gone: make another CompilePool"
+            )
+        return self._compiled(jobs, progress, self._cancelled)
+
+    def _compiled(
+        self, jobs: Iterable[CompileJob], progress: Progress | None, cancelled: threading.Event
+    ) -> Iterator[CompileOutcome]:
         asked = list(jobs)
         line, free = Line(asked), list(self._workers)
         running: dict[Any, tuple[_Worker, Ticket]] = {}
@@ -120,7 +138,7 @@ class CompilePool:
 
         try:
             while line or running:
-                if self._cancelled.is_set():
+                if cancelled.is_set():
                     for job, attempt in line.take_all():
                         yield told(_cancelled(job, attempt))
                     for future in running:
@@ -132,7 +150,7 @@ class CompilePool:
                 for future in ready:
                     worker, ticket = running.pop(future)
                     free.append(worker)
-                    outcome = self._outcome(future, *ticket)
+                    outcome = self._outcome(future, *ticket, cancelled.is_set())
                     if outcome is None:
                         line.put_back(Ticket(ticket.job, ticket.attempt + 1))
                         continue
@@ -167,12 +185,14 @@ class CompilePool:
         with _uninterrupted():
             return worker.pool.schedule(work, args=[task], timeout=self.limits.wall_seconds)
 
-    def _outcome(self, future: Any, job: CompileJob, attempt: int) -> CompileOutcome | None:
+    def _outcome(
+        self, future: Any, job: CompileJob, attempt: int, cancelled: bool
+    ) -> CompileOutcome | None:
         """What became of a job; None where it is to be tried again."""
-        if self._cancelled.is_set() and not (future.done() and not future.cancelled()):
+        if cancelled and not (future.done() and not future.cancelled()):
             return _cancelled(job, attempt)
         try:
-            done: Done = future.result()
+            return _read(job, attempt, future.result())
         except CancelledError:
             return _cancelled(job, attempt)
         except FutureTimeoutError:
@@ -196,16 +216,12 @@ class CompilePool:
                 " machine has the memory, or choose smaller sizes"
             )
             return CompileOutcome(job, None, told, attempt)
-        failed = None if done.error is None else error_of(*done.error)
-        if done.data is None:
-            return CompileOutcome(job, None, failed, attempt, done.seconds, worker=done.worker)
-        measurements = tuple(json.loads(text) for text in done.measurements)
-        artifact = read_artifact(done.data)
-        # A worker of this process's own made it, and its gates ran it.
-        trust(artifact)
-        return CompileOutcome(
-            job, artifact, failed, attempt, done.seconds, measurements, done.worker
-        )
+        except Exception as error:  # of what brings the job there and the outcome back
+            told = EsperError(
+                f"{job}: it could not be given to a worker, or what came back could not be read:"
+                f" {first_line(error)}"
+            )
+            return CompileOutcome(job, None, told, attempt)
 
 
 class _Worker:
@@ -246,6 +262,17 @@ def _uninterrupted() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
+def _read(job: CompileJob, attempt: int, done: Done) -> CompileOutcome:
+    failed = None if done.error is None else error_of(*done.error)
+    if done.data is None:
+        return CompileOutcome(job, None, failed, attempt, done.seconds, worker=done.worker)
+    measurements = tuple(json.loads(text) for text in done.measurements)
+    artifact = read_artifact(done.data)
+    # A worker of this process's own made it, and its gates ran it.
+    trust(artifact)
+    return CompileOutcome(job, artifact, failed, attempt, done.seconds, measurements, done.worker)
+
+
 def _cancelled(job: CompileJob, attempt: int) -> CompileOutcome:
     return CompileOutcome(job, None, EsperError(f"{job}: cancelled"), attempt)
 
@@ -257,5 +284,6 @@ def _is_cpu_limit(error: ProcessExpired) -> bool:
 def _died(error: ProcessExpired) -> str:
     code = error.exitcode
     if code is not None and code < 0:
-        return f"died by {signal.Signals(-code).name}"
+        known = -code in set(signal.Signals)  # real-time signals have no names
+        return f"died by {signal.Signals(-code).name if known else f'signal {-code}'}"
     return f"ended with status {code}"

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from esper.errors import InputError
 from esper.tezzeret._blueprint import INPUT
 from esper.tezzeret._resolve import Graph, ParameterSpec
 
@@ -26,19 +27,16 @@ def jax_program(graph: Graph) -> Callable[[Params, Any], Any]:
     return apply
 
 
-def argument_name(parameter: str) -> str:
-    """The TorchScript argument that carries a parameter."""
-    return "p_" + parameter.replace(".", "_")
-
-
 def torch_source(graph: Graph) -> str:
     """The TorchScript method `forward(self, params..., x)`."""
-    arguments = "".join(f"{argument_name(p.name)}: Tensor, " for p in graph.parameters)
+    # Numbered, because `a.b_c` and `a_b.c` are two.
+    carried = {p.name: f"p{i}_{p.name.replace('.', '_')}" for i, p in enumerate(graph.parameters)}
+    arguments = "".join(f"{name}: Tensor, " for name in carried.values())
     lines = [f"def forward(self, {arguments}{INPUT}: Tensor) -> Tensor:"]
     # Names of nodes are prefixed: one may be called like a Python keyword.
     local = {INPUT: INPUT} | {node.name: f"v_{node.name}" for node in graph.nodes}
     for node in graph.nodes:
-        own = {role: argument_name(name) for role, name in node.params.items()}
+        own = {role: carried[name] for role, name in node.params.items()}
         sources = [local[i] for i in node.op.inputs]
         expression = node.op.torch(sources, own, node.input_shapes)
         lines.append(f"    {local[node.name]} = {expression}")
@@ -75,11 +73,25 @@ def torchscript_archive(module: Any) -> bytes:
     return buffer.getvalue()
 
 
+def check_seed(init_seed: Any) -> None:
+    """Check that numpy takes it.
+
+    Raises:
+        InputError: for what is no integer, or a negative one.
+    """
+    if type(init_seed) is not int or init_seed < 0:
+        raise InputError(f"`init_seed` must be an integer from 0 on, got {init_seed!r}")
+
+
 def initial_params(graph: Graph, init_seed: int) -> dict[str, np.ndarray]:
     """The parameters at birth; the same on every machine for one seed.
 
     In bfloat16 they are those of float32, rounded.
+
+    Raises:
+        InputError: for a seed that is none.
     """
+    check_seed(init_seed)
     random = np.random.default_rng([init_seed, len(graph.parameters)])
     dtype = array_dtype(graph.signature.dtype)
     return {spec.name: _initial(spec, random).astype(dtype) for spec in graph.parameters}

@@ -22,16 +22,20 @@ MINORS_PROMISED = 1
 def is_due(artifact: Artifact, *, jaxlib: str | None = None) -> bool:
     """Whether jax no longer promises to read the artifact's program.
 
+    A program is due, too, whose manifest does not say which jaxlib wrote it.
+
     Args:
         jaxlib: the version that is to read it; by default the installed one.
 
     Raises:
         InputError: for a version that is no version.
     """
-    made, reading = (
-        _minor(artifact.manifest.versions["jaxlib"]),
-        _minor(jaxlib or version("jaxlib")),
-    )
+    text = jaxlib or version("jaxlib")
+    made, reading = _minor(artifact.manifest.versions.get("jaxlib", "")), _minor(text)
+    if reading is None:
+        raise InputError(f"{text!r} is no version of jaxlib: expected one such as 0.10.2")
+    if made is None:
+        return True
     # An older jaxlib is promised three weeks, which is less than a minor version.
     return made[0] != reading[0] or not 0 <= reading[1] - made[1] <= MINORS_PROMISED
 
@@ -41,6 +45,7 @@ def recompile_job(artifact: Artifact) -> CompileJob:
 
     Raises:
         InputError: for an artifact that holds no blueprint.
+        BlueprintError: where the blueprint that it holds is none.
     """
     if artifact.blueprint is None:
         raise InputError(
@@ -67,6 +72,7 @@ def recompile(artifact: Artifact) -> Artifact:
 
     Raises:
         InputError: for an artifact that holds no blueprint.
+        BlueprintError: where the blueprint that it holds is none, or no longer fits.
         KernelCompilationError: where it no longer passes.
     """
     job = recompile_job(artifact)
@@ -79,8 +85,6 @@ def recompile(artifact: Artifact) -> Artifact:
     )
 
 
-def _minor(text: str) -> tuple[int, int]:
-    found = re.match(r"(\d+)\.(\d+)", text)
-    if found is None:
-        raise InputError(f"{text!r} is no version of jaxlib: expected one such as 0.10.2")
-    return int(found[1]), int(found[2])
+def _minor(text: str) -> tuple[int, int] | None:
+    found = re.match(r"(\d{1,9})\.(\d{1,9})", text)
+    return None if found is None else (int(found[1]), int(found[2]))

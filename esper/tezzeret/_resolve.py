@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from esper.contracts import KernelSignature
-from esper.errors import BlueprintError
+from esper.errors import BlueprintError, InputError
 from esper.tezzeret._blueprint import INPUT, RANKS, RESERVED, BlueprintIR, Kind
 from esper.tezzeret._ops import Init, Op, OpError, Shape
 
@@ -92,9 +93,11 @@ def resolve(
         sizes: values for some of the blueprint's named sizes.
 
     Raises:
-        BlueprintError: for an unknown size, a signature that the blueprint is not for, or shapes
-            that conflict (naming both nodes).
+        InputError: for what is no signature.
+        BlueprintError: for an unknown size or one that is none, a signature that the blueprint is
+            not for, or shapes that conflict (naming both nodes).
     """
+    check_signature(signature)
     table = _sizes(blueprint, signature, dict(sizes or {}))
     shapes: dict[str, Shape] = {INPUT: signature.input_shape}
     nodes: list[GraphNode] = []
@@ -141,6 +144,19 @@ def resolve(
     return graph
 
 
+def check_signature(signature: Any) -> None:
+    """Check that it is one, and not its text.
+
+    Raises:
+        InputError: saying how to make one.
+    """
+    if not isinstance(signature, KernelSignature):
+        raise InputError(
+            f"`signature` must be a KernelSignature, got {signature!r}: make one by"
+            " KernelSignature.parse('64->10')"
+        )
+
+
 def kind_of(blueprint: BlueprintIR, signature: KernelSignature) -> Kind:
     """What an example of the signature is to the blueprint.
 
@@ -167,17 +183,17 @@ def _sizes(
     blueprint: BlueprintIR, signature: KernelSignature, given: dict[str, int]
 ) -> dict[str, int]:
     """Every size that a node may name."""
-    unknown = set(given) - set(blueprint.sizes)
+    unknown = sorted(str(name) for name in set(given) - set(blueprint.sizes))
     if unknown:
         raise BlueprintError(
-            f"blueprint {blueprint.name!r} has no size {', '.join(sorted(unknown))}: it has"
+            f"blueprint {blueprint.name!r} has no size {', '.join(unknown)}: it has"
             f" {', '.join(blueprint.sizes) or 'none'}"
         )
     for name, size in given.items():
-        if not 1 <= size <= _LARGEST_SIZE:
+        if type(size) is not int or not 1 <= size <= _LARGEST_SIZE:
             raise BlueprintError(
-                f"blueprint {blueprint.name!r}: {name} must be from 1 to {_LARGEST_SIZE}, got"
-                f" {size}"
+                f"blueprint {blueprint.name!r}: {name} must be an integer from 1 to"
+                f" {_LARGEST_SIZE}, got {size!r}"
             )
     kind = kind_of(blueprint, signature)
     taken, made = signature.input_shape, signature.output_shape

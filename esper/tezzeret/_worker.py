@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esper.contracts import KernelSignature
-from esper.errors import BlueprintError, EsperError, KernelCompilationError
+from esper.errors import BlueprintError, EsperError, InputError, KernelCompilationError
+from esper.tezzeret._own_kernel import first_line
 
 
 class Task(NamedTuple):
@@ -50,7 +51,7 @@ OUT_OF_MEMORY = 77
 _SIGNS = ("bad_alloc", "out of memory", "can't allocate memory", "cannot allocate memory")
 
 _ERRORS: dict[str, type[EsperError]] = {
-    kind.__name__: kind for kind in (EsperError, BlueprintError, KernelCompilationError)
+    kind.__name__: kind for kind in (EsperError, InputError, BlueprintError, KernelCompilationError)
 }
 
 
@@ -93,12 +94,12 @@ def work(task: Task) -> Done:
         seconds = time.monotonic() - begun
     except EsperError as error:
         return Done(None, (type(error).__name__, str(error)), time.monotonic() - begun, os.getpid())
-    except (MemoryError, RuntimeError) as error:  # XLA's and torch's own are RuntimeErrors
-        lines = str(error).splitlines() or [type(error).__name__]
+    except Exception as error:  # whatever it is, it is of this job alone
         if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS):
             # What ran out of memory inside of a library may hang at the next job.
             os._exit(OUT_OF_MEMORY)
-        return Done(None, ("EsperError", lines[0]), time.monotonic() - begun, os.getpid())
+        told = ("EsperError", first_line(error))
+        return Done(None, told, time.monotonic() - begun, os.getpid())
     measured: list[str] = []
     failed = None
     for backend in task.measure:
@@ -106,6 +107,8 @@ def work(task: Task) -> Done:
             measured.append(json.dumps(_measured(artifact, backend)))
         except EsperError as error:
             failed = (type(error).__name__, str(error))
+        except Exception as error:  # which costs no kernel that was compiled
+            failed = ("EsperError", first_line(error))
     return Done(artifact.data, failed, seconds, os.getpid(), tuple(measured))
 
 

@@ -1,17 +1,20 @@
 """Compilation in worker processes: real ones, which are killed, starved and told to stop."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pebble import ProcessExpired
 
 from esper.contracts import KernelSignature
-from esper.errors import BlueprintError, KernelCompilationError
+from esper.errors import BlueprintError, EsperError, InputError, KernelCompilationError
 from esper.tezzeret import (
     CompileJob,
     CompileLimits,
@@ -20,6 +23,7 @@ from esper.tezzeret import (
     load_blueprint,
     parse_blueprint,
 )
+from esper.tezzeret._pool import _died
 from esper.urza import Library
 
 SIGNATURE = KernelSignature(input_shape=(3,), output_shape=(4,))
@@ -44,9 +48,20 @@ def _slow(layers: int) -> CompileJob:
 SLOW = _slow(70)
 
 
+# A worker takes seconds to start, and one that is killed is followed by another: most tests share
+# one of these two.
+
+
 @pytest.fixture(scope="module")
 def pool():
-    with CompilePool(workers=1) as workers:
+    with CompilePool(workers=1, limits=CompileLimits(memory_bytes=3 << 30)) as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module")
+def strict():
+    limits = CompileLimits(wall_seconds=4.0)
+    with CompilePool(workers=1, retries=0, limits=limits) as workers:
         yield workers
 
 
@@ -62,13 +77,18 @@ def test_a_batch_goes_on_where_one_of_its_jobs_fails_and_its_bytes_are_those_mad
         _job(sizes={"rnk": 3}),
         _job("attention"),
         _job("gated", sizes={"width": 4}),
+        _job(init_seed=-1),
+        _job(sizes={"rank": "3"}),
+        _job(sizes={"rank": [3]}),
+        _job(ancestor=5),
+        _job(ancestor=threading.Lock()),
     ]
     told = []
     outcomes = {
         id(o.job): o for o in pool.compile(jobs, progress=lambda *what: told.append(what[:2]))
     }
-    assert told == [(i, 6) for i in range(1, 7)]
-    first, lies, seeded, unknown, misfit, gated = (outcomes[id(job)] for job in jobs)
+    assert told == [(i, 11) for i in range(1, 12)]
+    first, lies, seeded, unknown, misfit, gated, *others = (outcomes[id(job)] for job in jobs)
     for job, outcome in ((jobs[0], first), (jobs[2], seeded), (jobs[5], gated)):
         here = compile_blueprint(
             job.blueprint, job.signature, sizes=job.sizes, init_seed=job.init_seed
@@ -82,7 +102,21 @@ def test_a_batch_goes_on_where_one_of_its_jobs_fails_and_its_bytes_are_those_mad
     assert isinstance(unknown.error, BlueprintError)
     assert "has no size rnk" in str(unknown.error)
     assert isinstance(misfit.error, BlueprintError)
-    assert {o.artifact for o in (lies, unknown, misfit)} == {None}
+    for outcome, (kind, message) in zip(
+        others,
+        [
+            (InputError, "`init_seed` must be an integer from 0 on, got -1"),
+            (BlueprintError, "rank must be an integer from 1 to 1048576, got '3'"),
+            (BlueprintError, "rank must be an integer from 1 to 1048576, got .3."),
+            # What nobody foresaw costs its job alone, in the worker and on the way to it.
+            (EsperError, "ValidationError: 1 validation error for Manifest"),
+            (EsperError, "it could not be given to a worker, or what .*TypeError: cannot pickle"),
+        ],
+        strict=True,
+    ):
+        assert type(outcome.error) is kind
+        assert re.search(message, str(outcome.error))
+    assert {o.artifact for o in (lies, unknown, misfit, *others)} == {None}
 
 
 def test_kernels_of_one_program_are_made_by_one_worker():
@@ -97,53 +131,49 @@ def test_kernels_of_one_program_are_made_by_one_worker():
     assert len(by_program) == len({worker for _, worker in by_program}) == 2
 
 
-def _workers() -> set[int]:
-    """The processes of this one that are compile workers."""
-    found: set[int] = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            command = (entry / "cmdline").read_bytes()
-        except (OSError, IndexError, ValueError):
-            continue
-        if parent == os.getpid() and b"spawn_main" in command:
-            found.add(int(entry.name))
-    return found
+@contextmanager
+def _killed_in_a_second(workers: CompilePool) -> Iterator[None]:
+    """The one worker of a pool, which has begun."""
+    (outcome,) = workers.compile([_job()])
+    assert outcome.worker is not None
+    timer = threading.Timer(1.0, os.kill, (outcome.worker, signal.SIGKILL))
+    timer.start()
+    yield
+    timer.join()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes under /proc")
-def test_a_worker_that_is_killed_costs_its_job_a_try_and_no_more():
-    others = _workers()
-    with CompilePool(workers=1, retries=1) as workers:
-        next(iter(workers.compile([_job()])))  # it has begun
-        (first,) = _workers() - others
-        threading.Timer(1.0, os.kill, (first, signal.SIGKILL)).start()
-        outcomes = {o.job.blueprint.name: o for o in workers.compile([SLOW, _job("gated")])}
+def test_a_worker_that_is_killed_costs_its_job_a_try_and_no_more(pool):
+    with _killed_in_a_second(pool):
+        outcomes = {o.job.blueprint.name: o for o in pool.compile([SLOW, _job("gated")])}
     assert outcomes["gated"].artifact is not None
     slow = outcomes["slow"]
     assert slow.artifact is not None
     assert slow.attempts == 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes under /proc")
-def test_a_job_whose_workers_keep_dying_is_given_up_and_the_rest_goes_on():
-    others = _workers()
-    with CompilePool(workers=1, retries=0) as workers:
-        next(iter(workers.compile([_job()])))
-        (first,) = _workers() - others
-        threading.Timer(1.0, os.kill, (first, signal.SIGKILL)).start()
-        outcomes = {o.job.blueprint.name: o for o in workers.compile([SLOW, _job("gated")])}
+def test_a_job_whose_workers_keep_dying_is_given_up_and_the_rest_goes_on(strict):
+    with _killed_in_a_second(strict):
+        outcomes = {o.job.blueprint.name: o for o in strict.compile([SLOW, _job()])}
     assert isinstance(outcomes["slow"].error, KernelCompilationError)
     assert "its worker is gone: it died by SIGKILL, 1 times" in str(outcomes["slow"].error)
-    assert outcomes["gated"].artifact is not None
+    assert outcomes["low_rank"].artifact is not None
 
 
-def test_a_job_that_takes_too_long_is_killed_and_the_rest_goes_on():
-    with CompilePool(workers=1, limits=CompileLimits(wall_seconds=4.0)) as workers:
-        next(iter(workers.compile([_job()])))
-        outcomes = {o.job.blueprint.name: o for o in workers.compile([_slow(250), _job()])}
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (-signal.SIGSEGV, "died by SIGSEGV"),
+        (-40, "died by signal 40"),
+        (3, "ended with status 3"),
+        (None, "ended with status None"),
+    ],
+)
+def test_what_a_worker_died_of_has_a_name_or_a_number(code, told):
+    assert _died(ProcessExpired("gone", code=code)) == told
+
+
+def test_a_job_that_takes_too_long_is_killed_and_the_rest_goes_on(strict):
+    outcomes = {o.job.blueprint.name: o for o in strict.compile([_slow(250), _job()])}
     assert "not compiled within 4 s; its worker was killed" in str(outcomes["slow"].error)
     assert outcomes["low_rank"].artifact is not None
 
@@ -156,31 +186,49 @@ def test_a_job_that_takes_too_much_processor_time_is_killed():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_job_that_takes_too_much_memory_fails_and_the_rest_goes_on():
+def test_a_job_that_takes_too_much_memory_fails_and_the_rest_goes_on(pool):
     large = CompileJob(
         load_blueprint("norm"), KernelSignature(input_shape=(16_000,), output_shape=(16_000,))
     )
-    with CompilePool(workers=1, limits=CompileLimits(memory_bytes=2 << 30), retries=0) as workers:
-        outcomes = {o.job.blueprint.name: o for o in workers.compile([large, _job()])}
-    assert "it needed more than 2147483648 bytes, its limit" in str(outcomes["norm"].error)
+    outcomes = {o.job.blueprint.name: o for o in pool.compile([large, _job()])}
+    assert "it needed more than 3221225472 bytes, its limit" in str(outcomes["norm"].error)
     assert outcomes["norm"].artifact is None
+    assert outcomes["norm"].attempts == 1
     assert outcomes["low_rank"].artifact is not None
 
 
-def test_what_is_cancelled_says_so_and_its_worker_is_gone():
+def test_what_is_cancelled_says_so_and_its_worker_is_gone(pool):
+    (before,) = pool.compile([_job()])
+    threading.Timer(0.5, pool.cancel).start()
+    outcomes = list(pool.compile([SLOW, _job("gated")]))
+    assert {str(o.error) for o in outcomes} == {
+        "slow 4->4 float32, seed 0: cancelled",
+        "gated 3->4 float32, seed 0: cancelled",
+    }
+    # The pool is as good as new.
+    (again,) = pool.compile([_job("gated")])
+    assert again.artifact is not None
+    assert again.worker != before.worker
+
+
+def test_cancel_gives_up_what_was_asked_for_until_then_and_nothing_later(pool):
+    one, other = pool.compile([SLOW]), pool.compile([SLOW])
+    pool.cancel()
+    later = pool.compile([_job()])
+    for asked in (one, other):
+        (outcome,) = asked
+        assert str(outcome.error) == "slow 4->4 float32, seed 0: cancelled"
+        # That another call goes on takes nothing back.
+        for kept in later:
+            assert kept.artifact is not None
+
+
+def test_a_closed_pool_says_that_it_is():
     with CompilePool(workers=1) as workers:
-        next(iter(workers.compile([_job()])))
-        threading.Timer(0.5, workers.cancel).start()
-        begun = time.monotonic()
-        outcomes = list(workers.compile([SLOW, _job("gated")]))
-        assert {str(o.error) for o in outcomes} == {
-            "slow 4->4 float32, seed 0: cancelled",
-            "gated 3->4 float32, seed 0: cancelled",
-        }
-        assert time.monotonic() - begun < 60
-        # The pool is as good as new.
-        (again,) = workers.compile([_job("gated")])
-        assert again.artifact is not None
+        asked = workers.compile([_job()])
+    assert [str(o.error) for o in asked] == ["low_rank 3->4 float32, seed 0: cancelled"]
+    with pytest.raises(EsperError, match=r"the pool is closed .*: make another CompilePool"):
+        workers.compile([_job()])
 
 
 def test_measurements_come_with_the_kernel_and_lie_beside_it(tmp_path: Path):

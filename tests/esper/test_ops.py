@@ -146,6 +146,33 @@ def test_the_two_gelus_are_kept_apart():
     assert 3e-4 < np.abs(exact - tanh).max() < 6e-4
 
 
+def test_no_two_parameters_of_a_program_are_carried_by_one_argument():
+    text = """
+schema_version: 2
+name: tested
+summary: for a test
+takes: [image]
+birth: free
+nodes:
+  - {name: a, op: squeeze_excite, inputs: [x], features: 2}
+  - {name: a_squeeze, op: conv2d, inputs: [a], features: out}
+output: a_squeeze
+"""
+    signature = KernelSignature.parse("4x3x3->4x3x3")
+    graph = resolve(parse_blueprint(text, "the test"), signature)
+    names = [p.name for p in graph.parameters]
+    assert {"a.squeeze_weight", "a_squeeze.weight"} < set(names)
+    random = np.random.default_rng(0)
+    params, x = (
+        {p.name: random.standard_normal(p.shape).astype(np.float32) for p in graph.parameters},
+        random.standard_normal((2, 4, 3, 3)).astype(np.float32),
+    )
+    ours = run_jax(jax_program(graph), params, x, x)
+    for program in (torch_program(graph), native_program(graph)):
+        theirs = run_torch(program, params, x, x)
+        assert all(difference(theirs[what], value).within for what, value in ours.items())
+
+
 def test_a_batch_norm_sees_its_batch_and_says_so():
     graph = _graph("op: batch_norm, inputs: [x]", (3,))
     assert graph.mixes_batch

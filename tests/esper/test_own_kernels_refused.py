@@ -213,11 +213,29 @@ def test_what_is_no_module_and_arguments_out_of_range():
         compile_module(lambda x: x, FOUR)
     with pytest.raises(InputError, match="`birth` must be one of zero, identity, free, got 'dead'"):
         compile_module(nn.Linear(4, 4), FOUR, birth="dead")
-    with pytest.raises(InputError, match="`confidence` must be from 0 to 1, got 2"):
-        compile_module(nn.Linear(4, 4), FOUR, confidence=2)
-    for name in ("", "a" * 65, "two\nlines"):
-        with pytest.raises(InputError, match="`name` must have from 1 to 64 printable"):
+    for confidence in (2, -0.1, float("nan"), "x"):
+        with pytest.raises(InputError, match="`confidence` must be a number from 0 to 1, got "):
+            compile_module(nn.Linear(4, 4), FOUR, confidence=confidence)
+    for name in ("", "a" * 65, "two\nlines", 5):
+        with pytest.raises(InputError, match="`name` must be a text of 1 to 64 printable"):
             compile_module(nn.Linear(4, 4), FOUR, name=name)
+    with pytest.raises(InputError, match="`signature` must be a KernelSignature, got '4->4': make"):
+        compile_module(nn.Linear(4, 4), "4->4")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"name": 5}, "`name` must be a text of 1 to 64 printable characters, got 5"),
+        ({"confidence": "x"}, "`confidence` must be a number from 0 to 1, got 'x'"),
+        ({"birth": 0}, "`birth` must be one of zero, identity, free, got 0"),
+        ({"signature": "4->4"}, "`signature` must be a KernelSignature, got '4->4': make one by"),
+    ],
+)
+def test_arguments_of_another_type(argument, message):
+    asked = {"function": lambda p, x: x @ p, "params": jnp.ones((4, 4)), "signature": FOUR}
+    with pytest.raises(InputError, match=message):
+        compile_function(**(asked | argument))
 
 
 @needs_torch2jax

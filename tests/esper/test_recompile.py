@@ -37,6 +37,11 @@ def test_a_program_is_due_two_minor_versions_later(written, read, due):
     assert is_due(_written_by(written), jaxlib=read) is due
 
 
+@pytest.mark.parametrize("versions", [{}, {"jaxlib": "banana"}, {"jaxlib": "9" * 5_000 + ".1"}])
+def test_a_program_of_an_unknown_jaxlib_is_due(versions):
+    assert is_due(rewrite_artifact(_written_by("0.10.2"), versions=versions))
+
+
 def test_what_is_compiled_anew_is_the_same_kernel_and_names_its_ancestor():
     old = _written_by("0.6.0")
     assert is_due(old)

@@ -1,7 +1,7 @@
 import json
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.contracts import KernelSignature
-from esper.errors import BlueprintError, KernelCompilationError
+from esper.errors import BlueprintError, InputError, KernelCompilationError
 from esper.tezzeret import (
     blueprint_names,
     compile_blueprint,
+    kernel_from_blueprint,
     kernel_recipe,
     load_blueprint,
     parse_blueprint,
@@ -83,22 +84,11 @@ def test_a_kernel_born_dead_is_refused():
 # Bytes
 
 
-def test_equal_input_gives_equal_bytes_in_another_process(tmp_path: Path):
-    blueprint = load_blueprint("gated")
-    ours = compile_blueprint(blueprint, SIGNATURES[0], init_seed=7)
-    script = (
-        "from esper.tezzeret import *; from esper.contracts import KernelSignature\n"
-        # Something else is compiled and scripted first.
-        "s = KernelSignature(input_shape=(3,), output_shape=(3,))\n"
-        "compile_blueprint(load_blueprint('low_rank'), s)\n"
-        "s = KernelSignature(input_shape=(2,), output_shape=(8,))\n"
-        "print(compile_blueprint(load_blueprint('gated'), s, init_seed=7).kernel_id)\n"
-    )
-    theirs = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert theirs.stdout.strip() == ours.kernel_id
-    assert str(Path(__file__).parents[2]).encode() not in ours.data
+def test_no_path_is_in_the_bytes():
+    # That they are the same in another process is shown by a worker's; see test_compile_pool.py.
+    made = compile_blueprint(load_blueprint("gated"), SIGNATURES[0], init_seed=7)
+    for path in (str(Path(__file__).parents[2]), sys.prefix):
+        assert path.encode() not in made.data
 
 
 def test_another_seed_is_another_kernel_with_the_same_programs():
@@ -158,6 +148,38 @@ def test_text_that_is_not_yaml():
         parse_blueprint("{", "the test")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "a: &a [x]\nb: *a",
+            "YAML that a blueprint may be: found the alias .a: write it out",
+        ),
+        ("a: &a [*a]", "found the alias .a: write it out"),
+        ("[" * 10_000, "YAML that a blueprint may be: maximum recursion depth"),
+        ("x" * ((1 << 20) + 1), "it has 1,048,577 characters, and a blueprint has at most 1,048,5"),
+        ("a: 2001-01-01", r"a value that JSON has not.*date.* Write texts, numbers, lists and map"),
+        ("a: 2001-99-99", r"a value that JSON has not, or .* \(ValueError: month must be"),
+        (f"a: {'9' * 5_000}", r"a value that JSON has not, or .* \(ValueError: Exceeds the limit"),
+        ("a: !!float x", r"a value that JSON has not, or .* \(ValueError: could not convert"),
+        ("a: !!bool x", r"a value that JSON has not, or .* \(KeyError: 'x'\)"),
+        ("a: !!int ''", r"a value that JSON has not, or .* \(IndexError: "),
+        ("a: !!timestamp x", r"a value that JSON has not, or .* \(AttributeError: "),
+        ("a: !!binary aGk=", r"a value that JSON has not, or .* \(TypeError: .*bytes"),
+    ],
+    ids=lambda text: text[:16],
+)
+def test_texts_that_no_blueprint_needs(text, message):
+    with pytest.raises(BlueprintError, match=f"the test is not .*{message}"):
+        parse_blueprint(text, "the test")
+
+
+def test_aliases_that_stand_for_gigabytes_are_refused_at_the_first():
+    nine = [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
+    with pytest.raises(BlueprintError, match="found the alias .a0: write it out"):
+        parse_blueprint("\n".join(["a0: &a0 [x]", *nine]), "the test")
+
+
 def test_unknown_blueprint_names_the_nearest():
     with pytest.raises(BlueprintError, match="'low_rnk'.*did you mean 'low_rank'"):
         load_blueprint("low_rnk")
@@ -166,13 +188,37 @@ def test_unknown_blueprint_names_the_nearest():
 def test_unknown_sizes():
     with pytest.raises(BlueprintError, match="has no size widht: it has width"):
         resolve(load_blueprint("gated"), SIGNATURES[0], {"widht": 3})
-    with pytest.raises(BlueprintError, match="width must be from 1 to 1048576, got 0"):
+    with pytest.raises(BlueprintError, match="width must be an integer from 1 to 1048576, got 0"):
         resolve(load_blueprint("gated"), SIGNATURES[0], {"width": 0})
+    for size in ("3", 2.5, True, None, [3]):
+        sizes: Any = {"width": size}
+        with pytest.raises(BlueprintError, match=r"must be an integer from 1 .*, got .") as refused:
+            compile_blueprint(load_blueprint("gated"), SIGNATURES[0], sizes=sizes)
+        assert str(refused.value).endswith(f"got {size!r}")
+    unnamed: Any = {"a": 1, 2: 1}
+    with pytest.raises(BlueprintError, match="has no size 2, a: it has width"):
+        resolve(load_blueprint("gated"), SIGNATURES[0], unnamed)
     with pytest.raises(BlueprintError, match=r"1,099,.* parameters, more than the 268,435,456"):
         resolve(load_blueprint("residual_mlp"), SIGNATURES[0], {"width": 1 << 20})
     text = _blueprint("  - {name: b, op: linear, inputs: [x], features: wide}")
     with pytest.raises(BlueprintError, match="node 'b': unknown size 'wide'; there are in, out"):
         resolve(parse_blueprint(text, "the test"), SIGNATURES[0])
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, "1", None, True])
+@pytest.mark.parametrize(
+    "make", [compile_blueprint, kernel_from_blueprint], ids=lambda f: f.__name__
+)
+def test_seeds_that_are_none(make, seed):
+    with pytest.raises(InputError, match="`init_seed` must be an integer from 0 on, got ") as told:
+        make(load_blueprint("gated"), SIGNATURES[0], init_seed=seed)
+    assert str(told.value).endswith(repr(seed))
+
+
+@pytest.mark.parametrize("make", [compile_blueprint, resolve], ids=lambda f: f.__name__)
+def test_a_text_is_no_signature(make):
+    with pytest.raises(InputError, match=r"must be a KernelSignature, got '2->8': make one by"):
+        make(load_blueprint("gated"), "2->8")
 
 
 def test_shapes_that_conflict_name_both_nodes():
