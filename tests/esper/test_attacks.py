@@ -5,6 +5,7 @@ import json
 import random
 import struct
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from esper.artifacts import (
     verify,
 )
 from esper.artifacts._archive import read_archive, write_archive
+from esper.artifacts._cost import cost_of
 from esper.errors import ArtifactError
 from esper.sandbox import Limits, run
 from tests.esper import hostile
@@ -118,6 +120,24 @@ STABLEHLO = [
 def test_programs_that_do_more_than_compute(text: str, message: str, order: int):
     with pytest.raises(ArtifactError, match=message):
         load_stablehlo(hostile.crafted(text, as_vjp=order))
+
+
+def test_functions_that_a_parser_should_have_refused():
+    """Names that are not one function's, for which the costs of another could be read."""
+    from jax.interpreters import mlir
+    from jaxlib.mlir import ir
+
+    def change(place: Callable[[Any, Any], Any]) -> Any:
+        module = ir.Module.parse(hostile.main("    // nothing"))
+        (function,) = module.body.operations
+        place(module.body, function.regions[0].blocks[0]).append(function.operation.clone())
+        return module
+
+    with mlir.make_ir_context():
+        with pytest.raises(ArtifactError, match="its StableHLO has two functions 'main'"):
+            cost_of(change(lambda outer, inner: outer))
+        with pytest.raises(ArtifactError, match="has a function 'main' within another operation"):
+            cost_of(change(lambda outer, inner: inner))
 
 
 def test_results_that_together_are_too_many():
