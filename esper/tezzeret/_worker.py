@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esper.contracts import KernelSignature
-from esper.errors import BlueprintError, EsperError, InputError, KernelCompilationError
+from esper.errors import (
+    ArtifactError,
+    BlueprintError,
+    EsperError,
+    InputError,
+    KernelCompilationError,
+)
 from esper.tezzeret._own_kernel import first_line
 
 
@@ -51,7 +57,8 @@ OUT_OF_MEMORY = 77
 _SIGNS = ("bad_alloc", "out of memory", "can't allocate memory", "cannot allocate memory")
 
 _ERRORS: dict[str, type[EsperError]] = {
-    kind.__name__: kind for kind in (EsperError, InputError, BlueprintError, KernelCompilationError)
+    kind.__name__: kind
+    for kind in (EsperError, ArtifactError, BlueprintError, InputError, KernelCompilationError)
 }
 
 

@@ -168,10 +168,12 @@ def test_list_shows_kernels_and_blueprints(kept):
 def test_no_window_and_no_pipe_cuts_an_id(kept, made, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     store = Library(kept / "library", create=False)
-    found = [row.kernel_id for row in store.find()]
+    rows = store.find()
     listed = here("list", "--library", store.folder, check=0).stdout.splitlines()
-    assert [line.split()[0] for line in listed[1:-1] if line.strip()] == found
-    assert listed[1].split()[1:4] == ["low_rank", "3->4", "float32"]
+    assert [line.split()[0] for line in listed[1:-1] if line.strip()] == [
+        row.kernel_id for row in rows
+    ]
+    assert listed[1].split()[1:4] == [rows[0].blueprint, *rows[0].signature.split()]
     shown = here("show", made.kernel_id[:12], "--library", store.folder, check=0).stdout
     assert re.search(rf"^ *kernel +{made.kernel_id}", shown)
     assert re.search(r"^ *compiled by .*torch \S+ *$", shown, re.MULTILINE)

@@ -14,7 +14,13 @@ import pytest
 from pebble import ProcessExpired
 
 from esper.contracts import KernelSignature
-from esper.errors import BlueprintError, EsperError, InputError, KernelCompilationError
+from esper.errors import (
+    ArtifactError,
+    BlueprintError,
+    EsperError,
+    InputError,
+    KernelCompilationError,
+)
 from esper.tezzeret import (
     CompileJob,
     CompileLimits,
@@ -109,7 +115,7 @@ def test_a_batch_goes_on_where_one_of_its_jobs_fails_and_its_bytes_are_those_mad
             (BlueprintError, "rank must be an integer from 1 to 1048576, got '3'"),
             (BlueprintError, "rank must be an integer from 1 to 1048576, got .3."),
             # What nobody foresaw costs its job alone, in the worker and on the way to it.
-            (EsperError, "ValidationError: 1 validation error for Manifest"),
+            (ArtifactError, "these parts are no kernel artifact: 1 validation error"),
             (EsperError, "it could not be given to a worker, or what .*TypeError: cannot pickle"),
         ],
         strict=True,
