@@ -16,6 +16,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from esper.artifacts import read_artifact, trust
 from esper.errors import EsperError, KernelCompilationError
+from esper.sandbox._limits import signal_name
 from esper.tezzeret._jobs import CompileJob, CompileLimits, CompileOutcome
 from esper.tezzeret._line import Line, Ticket, program_of
 from esper.tezzeret._own_kernel import first_line
@@ -284,6 +285,5 @@ def _is_cpu_limit(error: ProcessExpired) -> bool:
 def _died(error: ProcessExpired) -> str:
     code = error.exitcode
     if code is not None and code < 0:
-        known = -code in set(signal.Signals)  # real-time signals have no names
-        return f"died by {signal.Signals(-code).name if known else f'signal {-code}'}"
+        return f"died by {signal_name(-code)}"
     return f"ended with status {code}"
