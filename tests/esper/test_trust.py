@@ -236,7 +236,7 @@ def test_files(artifact: Artifact, verdicts: VerdictStore, tmp_path: Path):
 
 
 CHANGES = {
-    "it changes up.weight, which it was given": "p_up_weight.add_(1)",
+    "it changes up.weight, which it was given": "p0_up_weight.add_(1)",
     # Which needs more than one example.
     "it changes x, which it was given": (
         "torch.batch_norm(x, None, None, x.detach()[0], torch.ones(2), x.size(0) > 1, 1.0, 1e-5,"
