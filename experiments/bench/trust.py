@@ -1,8 +1,9 @@
 """What trust costs: `python -m experiments.bench.trust`.
 
-For each blueprint: the static scan of an artifact (its TorchScript as data, its StableHLO and every
-VJP in it, parsed and walked), reading it with all digests, and the question whether it is trusted,
-once it is. For one of them: a verdict with a cold child process, which starts Python, jax and
+For each blueprint: what is done before a child process is asked (the file is read with all digests,
+its TorchScript is looked at as data), the whole static scan (the StableHLO and every VJP in it too,
+parsed and walked, which is left to the child), and the question whether it is trusted, once it is.
+For one of them: a verdict with a cold child process, which starts Python, jax and
 torch, compiles and runs both programs; and a verdict on a kernel whose programs are known.
 
 The child may run on all processors; the rest is pinned to one core. `--rounds` is how often each
@@ -26,6 +27,8 @@ from experiments.bench._results import Check, Figure, Results
 
 if TYPE_CHECKING:
     from esper.artifacts import Artifact
+    from esper.contracts import KernelSignature
+    from esper.tezzeret import BlueprintIR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +37,11 @@ class Settings:
 
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     features: int = 64
+    length: int = 16
+    """Of sequences and signals, and of a side of images."""
     children: int = 3
     scan_milliseconds: float = 10.0
+    """Of the whole scan, and so of what is done before the child."""
     trusted_microseconds: float = 5.0
 
 
@@ -87,31 +93,47 @@ def measure_verdicts(name: str, artifact: "Artifact", settings: Settings) -> Res
     return found
 
 
+def job_of(name: str, settings: Settings) -> tuple["BlueprintIR", "KernelSignature"]:
+    """A blueprint of the library, and a signature of the first kind that it takes."""
+    from esper.contracts import KernelSignature
+    from esper.tezzeret import load_blueprint
+
+    features, length = settings.features, settings.length
+    shapes = {
+        "vector": (features,),
+        "sequence": (length, features),
+        "signal": (features, length),
+        "image": (features, length, length),
+    }
+    blueprint = load_blueprint(name)
+    shape = shapes[blueprint.takes[0]]
+    return blueprint, KernelSignature(input_shape=shape, output_shape=shape)
+
+
 def measure(settings: Settings, only: str) -> Results:
     """All comparisons."""
     from esper.artifacts import distrust_all, ensure_trusted, read_artifact, scan, trust
-    from esper.contracts import KernelSignature
-    from esper.tezzeret import blueprint_names, compile_blueprint, load_blueprint
+    from esper.artifacts._scan import scan_sources
+    from esper.tezzeret import blueprint_names, compile_blueprint
 
     results = Results(only=only)
     figures = results.figures
-    width = (settings.features,)
-    signature = KernelSignature(input_shape=width, output_shape=width)
+    limit = settings.scan_milliseconds
     for name in blueprint_names():
         if not results.wants(name):
             continue
-        artifact = compile_blueprint(load_blueprint(name), signature)
+        artifact = compile_blueprint(*job_of(name, settings))
+        taken = 1e3 * median(lambda a=artifact: scan_sources(read_artifact(a.data)), settings)
+        figures.append(Figure(f"{name}: before the child", taken, "ms", limit))
         taken = 1e3 * median(lambda a=artifact: scan(a), settings)
-        figures.append(Figure(f"{name}: scan", taken, "ms", settings.scan_milliseconds))
-        taken = 1e3 * median(lambda a=artifact: read_artifact(a.data), settings)
-        figures.append(Figure(f"{name}: read", taken, "ms"))
+        figures.append(Figure(f"{name}: whole scan", taken, "ms", limit))
         trust(artifact)
         taken = 1e6 * median(lambda a=artifact: ensure_trusted(a), settings, repeats=1000)
         figures.append(Figure(f"{name}: is trusted", taken, "µs", settings.trusted_microseconds))
         distrust_all()
     name = "residual_mlp: verify"
     if results.wants(name):
-        artifact = compile_blueprint(load_blueprint("residual_mlp"), signature)
+        artifact = compile_blueprint(*job_of("residual_mlp", settings))
         found = measure_verdicts(name, artifact, settings)
         for kind in ("checks", "figures", "notes"):
             getattr(results, kind).extend(getattr(found, kind))
