@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from esper.tezzeret._jobs import CompileJob
 
-WORTH_SHARING = 32
-"""Jobs of one program that must be left for a second worker to compile it as well: a program takes
-about as long as that many sets of parameters for it."""
+WORTH_SHARING = 20
+"""Sets of parameters that take about as long as the program they are for. So many jobs of one
+program must be left, for each worker that is to be at it, for one more to compile it as well."""
 
 
 class Ticket(NamedTuple):
