@@ -1,6 +1,12 @@
 """Kernel artifacts: their format, their checks, and the programs inside."""
 
-from esper.artifacts._artifact import Artifact, read_artifact, rewrite_artifact, write_artifact
+from esper.artifacts._artifact import (
+    MAX_BYTES,
+    Artifact,
+    read_artifact,
+    rewrite_artifact,
+    write_artifact,
+)
 from esper.artifacts._cost import Cost
 from esper.artifacts._scan import scan
 from esper.artifacts._stablehlo import load as load_stablehlo
@@ -15,6 +21,7 @@ from esper.artifacts._verdicts import VerdictsInMemoryWarning, VerdictStore, def
 from esper.artifacts._verify import PROBATION_LIMITS, verify, verify_file
 
 __all__ = [
+    "MAX_BYTES",
     "PROBATION_LIMITS",
     "Artifact",
     "Check",

@@ -22,8 +22,7 @@ from typing import BinaryIO, NamedTuple
 
 import zstandard
 
-from esper.artifacts import Artifact, read_artifact
-from esper.artifacts._artifact import MAX_BYTES
+from esper.artifacts import MAX_BYTES, Artifact, read_artifact
 from esper.errors import ArtifactError, InputError
 
 LEVEL = 3

@@ -11,7 +11,6 @@ from esper.cli._console import err
 from esper.errors import InputError, KernelNotFoundError
 
 if TYPE_CHECKING:
-    from esper.artifacts import Artifact
     from esper.contracts import KernelSignature
     from esper.tezzeret import BlueprintIR
     from esper.urza import Library
@@ -82,7 +81,7 @@ def bytes_of(path: str, advice: str = "") -> bytes:
     Raises:
         InputError: where it cannot be read, or is larger than any kernel.
     """
-    from esper.artifacts._artifact import MAX_BYTES
+    from esper.artifacts import MAX_BYTES
 
     return _content(Path(path), "kernel file", MAX_BYTES, advice)
 
@@ -112,13 +111,3 @@ def id_of(text: str, store: "Library") -> str:
         return store.full_id(text)
     except KernelNotFoundError as error:
         raise InputError(str(error)) from error
-
-
-def due(artifact: "Artifact") -> bool:
-    """Whether a kernel is to be compiled anew; one that does not say by what it was, is."""
-    from esper.tezzeret import is_due
-
-    try:
-        return is_due(artifact)
-    except (InputError, KeyError):
-        return True

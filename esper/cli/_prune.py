@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from esper.cli._arguments import DEFAULT_LIBRARY, LibraryFolder, due
+from esper.cli._arguments import DEFAULT_LIBRARY, LibraryFolder
 from esper.cli._arguments import progress as progress_bar
 from esper.cli._console import Trace, errors, out, show_table
 from esper.errors import ArtifactError, KernelNotFoundError
@@ -106,6 +106,8 @@ class _Origin:
 
 
 def _origin(artifact: "Artifact") -> _Origin:
+    from esper.tezzeret import is_due
+
     m = artifact.manifest
     return _Origin(
         made_of={
@@ -118,7 +120,7 @@ def _origin(artifact: "Artifact") -> _Origin:
             "parameters": m.digests["params.safetensors"],
         },
         versions=m.versions,
-        due=due(artifact),
+        due=is_due(artifact),
         ancestor=m.ancestor,
     )
 

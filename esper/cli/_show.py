@@ -12,7 +12,6 @@ from esper.cli._arguments import (
     LibraryFolder,
     blueprint_of,
     bytes_of,
-    due,
     id_of,
     is_file_of_kernel,
     signature_of,
@@ -177,7 +176,7 @@ def _facts(facts: dict[str, str]) -> None:
 
 
 def _show_artifact(artifact: "Artifact", measurements: list[dict[str, Any]]) -> None:
-    from esper.tezzeret import artifact_cost
+    from esper.tezzeret import artifact_cost, is_due
 
     manifest = artifact.manifest
     facts = {
@@ -190,7 +189,7 @@ def _show_artifact(artifact: "Artifact", measurements: list[dict[str, Any]]) -> 
         + (", TorchScript" if artifact.torchscript is not None else ""),
         "bytes": f"{len(artifact.data):,}",
         "compiled by": ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
-        + ("; due to be compiled anew" if due(artifact) else ""),
+        + ("; due to be compiled anew" if is_due(artifact) else ""),
     }
     if manifest.origin == "blueprint":
         cost = artifact_cost(artifact)

@@ -7,7 +7,7 @@ Bytes go in and bytes come out; nothing is pickled. `outcome` tells whether it f
 reached a limit or died, and which protections were in force: not every kernel has all of them.
 """
 
-from esper.sandbox._limits import Limit, Limits, Outcome, Protections, Status
+from esper.sandbox._limits import Limit, Limits, Outcome, Protections, Status, signal_name
 from esper.sandbox._run import run
 
-__all__ = ["Limit", "Limits", "Outcome", "Protections", "Status", "run"]
+__all__ = ["Limit", "Limits", "Outcome", "Protections", "Status", "run", "signal_name"]

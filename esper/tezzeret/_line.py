@@ -12,7 +12,7 @@ program must be left, for each worker that is to be at it, for one more to compi
 
 
 class Ticket(NamedTuple):
-    """A job, and the how manieth try it is at."""
+    """A job, and which try of it comes next, from 1 on."""
 
     job: CompileJob
     attempt: int = 1

@@ -16,7 +16,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from esper.artifacts import read_artifact, trust
 from esper.errors import EsperError, KernelCompilationError
-from esper.sandbox._limits import signal_name
+from esper.sandbox import signal_name
 from esper.tezzeret._jobs import CompileJob, CompileLimits, CompileOutcome
 from esper.tezzeret._line import Line, Ticket, program_of
 from esper.tezzeret._own_kernel import first_line

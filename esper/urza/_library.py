@@ -18,6 +18,7 @@ from obstore.store import LocalStore
 from sqlalchemy.exc import SQLAlchemyError
 
 from esper.artifacts import (
+    MAX_BYTES,
     Artifact,
     default_verdicts,
     is_trusted,
@@ -25,7 +26,6 @@ from esper.artifacts import (
     read_artifact,
     trust,
 )
-from esper.artifacts._artifact import MAX_BYTES
 from esper.contracts import KernelSignature
 from esper.errors import ArtifactError, InputError, KernelNotFoundError, LibraryError
 from esper.tezzeret import artifact_cost

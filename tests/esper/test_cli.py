@@ -1,9 +1,7 @@
 """The command line as a user meets it: real processes, real signals, real damage."""
 
-import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import os
 import re
@@ -16,8 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from esper.cli import main
+from esper.cli._app import app
 
 BACKENDS = ["jax", "torch"]
 
@@ -63,25 +62,18 @@ def esper(*arguments, check=None, **options):
 
 
 def esper_here(*arguments, check):
-    """The same in this process, where it is only refused: a process of its own takes seconds."""
+    """The same in this process, which costs no start."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    stdout, stderr = io.StringIO(), io.StringIO()
-    argv, sys.argv = sys.argv, ["esper", *map(str, arguments)]
     try:
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(stdout),
-            contextlib.redirect_stderr(stderr),
-        ):
-            patch.setenv("COLUMNS", ENVIRONMENT["COLUMNS"])
-            with pytest.raises(SystemExit) as ended:
-                main()
+        # A window as wide as that of the processes, where a test asks for no other.
+        columns = {"COLUMNS": os.environ.get("COLUMNS", ENVIRONMENT["COLUMNS"])}
+        done = CliRunner().invoke(app, list(map(str, arguments)), env=columns)
     finally:
-        sys.argv = argv
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    done = subprocess.CompletedProcess(argv, ended.value.code, stdout.getvalue(), stderr.getvalue())
-    assert done.returncode == check, done.stderr + done.stdout
+    # Any other exception would have been a traceback.
+    assert isinstance(done.exception, SystemExit | None), done.exception
+    assert done.exit_code == check, done.output
     return done
 
 

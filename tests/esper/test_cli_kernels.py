@@ -12,15 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from esper.artifacts import Artifact, read_artifact, rewrite_artifact
 from esper.artifacts._archive import read_archive, write_archive
-from esper.cli._app import app
 from esper.contracts import KernelSignature
 from esper.tezzeret import compile_blueprint, load_blueprint
 from esper.urza import Library
-from tests.esper.test_cli import ENVIRONMENT, esper, tree
+from tests.esper.test_cli import ENVIRONMENT, esper, esper_here, tree
 
 BLUEPRINT = """
 schema_version: 2
@@ -56,10 +54,7 @@ def ids(text: str) -> list[str]:
 
 
 def here(*arguments, check: int):
-    """A command in this process, which costs no start."""
-    done = CliRunner().invoke(app, ["kernels", *map(str, arguments)])
-    assert done.exit_code == check, (done.output, done.exception)
-    return done
+    return esper_here("kernels", *arguments, check=check)
 
 
 def file_of(store: Library, kernel_id: str) -> Path:
