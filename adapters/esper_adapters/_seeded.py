@@ -372,10 +372,22 @@ class SeededModel:
         return self._event(EventKind.ALPHA, layer_name, seed_idx, step, value=alpha)
 
     def ramp_seed_alpha(
-        self, layer_name: str, seed_idx: int, alpha: float, span: int, *, step: int | None = None
+        self,
+        layer_name: str,
+        seed_idx: int,
+        alpha: float,
+        span: int,
+        *,
+        shape: str = "linear",
+        step: int | None = None,
     ) -> "SeededModel":
-        """Let the alpha of an ACTIVE seed run to `alpha` over `span` steps; see `advance`."""
-        return self._event(EventKind.RAMP, layer_name, seed_idx, step, value=alpha, span=span)
+        """Let the alpha of an ACTIVE seed run to `alpha` over `span` steps; see `advance`.
+
+        Args:
+            shape: "linear", "cosine" or "sigmoid".
+        """
+        curve = {"value": alpha, "span": span, "shape": shape}
+        return self._event(EventKind.RAMP, layer_name, seed_idx, step, **curve)
 
     def advance(self, step: int) -> "SeededModel":
         """Bring all ramps to `step`."""

@@ -127,6 +127,7 @@ from esper_functional._plan import (
     running_seeds,
     scatter,
 )
+from esper_functional._ramp import RampShape
 from esper_functional._shadow import (
     shadow_forward,
     shadow_forward_batch,
@@ -224,6 +225,7 @@ __all__ = [
     "Params",
     "Plan",
     "Program",
+    "RampShape",
     "Run",
     "SeedIndexError",
     "SeedLifecycleError",

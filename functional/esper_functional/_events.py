@@ -16,6 +16,7 @@ import numpy as np
 from esper_functional._errors import KasminaException, SeedIndexError, SeedLifecycleError
 from esper_functional._lifecycle import SeedLifecycleState, legal_moves
 from esper_functional._plan import check_counts, running_seeds
+from esper_functional._ramp import ramp_shape
 from esper_functional._state import SeedState, kernel_id_words, running
 from esper_functional._transition import (
     Outcome,
@@ -96,8 +97,12 @@ class Event:
     """See `EventKind`."""
     span: int = 0
     """Length of a ramp in steps."""
+    shape: str = "linear"
+    """The curve of a ramp: "linear", "cosine" or "sigmoid"."""
 
     def __post_init__(self) -> None:
+        if self.shape != "linear":
+            object.__setattr__(self, "shape", ramp_shape(self.shape).name.lower())
         object.__setattr__(self, "kind", event_kind(self.kind))
         object.__setattr__(self, "value", float(self.value))
 
@@ -221,7 +226,9 @@ def apply_event(state: SeedState, event: Event, *, layers: Any = None) -> SeedSt
 
     simple: dict[EventKind, Callable[[], SeedState]] = {
         EventKind.ALPHA: lambda: done(set_alpha(state, where, event.value, **at)),
-        EventKind.RAMP: lambda: done(start_ramp(state, where, event.value, event.span, **at)),
+        EventKind.RAMP: lambda: done(
+            start_ramp(state, where, event.value, event.span, shape=event.shape, **at)
+        ),
         EventKind.ERRORS: lambda: record_errors(state, where, int(event.value), **at),
         EventKind.HEALTH: lambda: observe_health(state, where, event.value, **at),
         EventKind.LATENCY: lambda: observe_latency(state, where, event.value),

@@ -75,7 +75,8 @@ def health_score(outputs: Float[Array, "*batch features"]) -> Float32[Scalar, ""
     """1 − `dead_ratio`, the score that `SeedState.health` averages; NaN if not finite."""
     xp = namespace(outputs)
     nan = xp.asarray(float("nan"), dtype=xp.float32)
-    alive = xp.asarray(1.0, dtype=xp.float32) - dead_ratio(outputs)
+    # A compiler may contract a mean and this difference, and leave the interval by a rounding.
+    alive = xp.clip(xp.asarray(1.0, dtype=xp.float32) - dead_ratio(outputs), 0.0, 1.0)
     return xp.where(xp.all(xp.isfinite(outputs)), alive, nan)
 
 

@@ -24,7 +24,7 @@ NO_SLOT = -1
 
 @dataclasses.dataclass(frozen=True)
 class SeedState:
-    """The state of every seed: 51 bytes each.
+    """The state of every seed: 52 bytes each.
 
     All arrays share the leading axes, by convention `[layers, seeds]`; a
     single layer is `[1, seeds]`. The functions on it work for any axes.
@@ -46,6 +46,8 @@ class SeedState:
     """The step at which the ramp began."""
     ramp_span: Int32[Array, "*axes"]
     """The ramp's length in steps; 0 when no ramp is under way."""
+    ramp_shape: UInt8[Array, "*axes"]
+    """The ramp's curve, `RampShape`; 0 when no ramp is under way."""
     health: Float32[Array, "*axes"]
     """Moving average of the health score in [0, 1]; NaN before the first."""
     latency: Float32[Array, "*axes"]
@@ -104,6 +106,7 @@ def init_seeds(*axes: int) -> SeedState:
         ramp_to=zeros(np.float32),
         ramp_start=zeros(np.int32),
         ramp_span=zeros(np.int32),
+        ramp_shape=zeros(np.uint8),
         health=np.full(shape, np.nan, np.float32),
         latency=np.full(shape, np.nan, np.float32),
         last_update=zeros(np.int32),
@@ -145,10 +148,16 @@ def kernel_id_words(kernel_id: str) -> tuple[int, int]:
 
 
 def state_digest(state: SeedState) -> str:
-    """SHA-256 over names, dtypes, shapes and little-endian bytes of all arrays."""
+    """SHA-256 over names, dtypes, shapes and little-endian bytes of all arrays.
+
+    Where all ramps are linear, their shapes have no part in it: ledgers that were written when
+    there were no others hold such digests.
+    """
     digest = hashlib.sha256()
     for name in FIELDS:
         array = np.ascontiguousarray(np.asarray(getattr(state, name)))
+        if name == "ramp_shape" and not array.any():
+            continue
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
         digest.update(array.tobytes())

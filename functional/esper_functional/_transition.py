@@ -9,10 +9,12 @@ mask; raising is left to the caller, who knows the layer's name.
 from typing import NamedTuple
 
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, Float32, Int32
 
 from esper_functional._arrays import Array, namespace
 from esper_functional._lifecycle import FAILURES_TO_RECOVERY, LEGAL, SeedLifecycleState
+from esper_functional._ramp import CURVES, RESOLUTION, SCALE, RampShape, ramp_shape
 from esper_functional._state import NO_SLOT, SeedState, running
 
 EMA_FACTOR = 0.1
@@ -74,6 +76,7 @@ def transition(
         "stage": moved(int(target), state.stage),
         "last_update": moved(step, state.last_update),
         "ramp_span": moved(0, state.ramp_span),
+        "ramp_shape": moved(0, state.ramp_shape),
         "ramp_start": moved(0, state.ramp_start),
         "ramp_from": moved(0.0, state.ramp_from),
         "ramp_to": moved(0.0, state.ramp_to),
@@ -123,6 +126,7 @@ def set_alpha(
             ramp_to=xp.where(hit, zero_f, state.ramp_to),
             ramp_start=xp.where(hit, zero_i, state.ramp_start),
             ramp_span=xp.where(hit, zero_i, state.ramp_span),
+            ramp_shape=xp.where(hit, xp.asarray(0, dtype=xp.uint8), state.ramp_shape),
             incubating=state.incubating & ~hit,
             last_update=xp.where(hit, now, state.last_update),
         ),
@@ -137,13 +141,18 @@ def start_ramp(
     span: int,
     *,
     step: int | Int32[Array, ""],
+    shape: RampShape | int | str = RampShape.LINEAR,
 ) -> Outcome:
-    """Let alpha run linearly from where it is to `target` over `span` steps.
+    """Let alpha run from where it is to `target` over `span` steps.
 
     `advance` moves it: alpha is unchanged at `step` and exactly `target` from
     `step + span` on. Refused: seeds that are not ACTIVE, a target outside [0, 1],
     a span below 1.
+
+    Raises:
+        KasminaException: for an unknown shape.
     """
+    curve = ramp_shape(shape)
     xp = namespace(state.stage, where, step)
     allowed = _is(state, SeedLifecycleState.ACTIVE) & bool(0.0 <= target <= 1.0 and span >= 1)
     hit = where & allowed
@@ -154,6 +163,7 @@ def start_ramp(
             ramp_to=xp.where(hit, xp.asarray(target, dtype=xp.float32), state.ramp_to),
             ramp_start=xp.where(hit, now, state.ramp_start),
             ramp_span=xp.where(hit, xp.asarray(span, dtype=xp.int32), state.ramp_span),
+            ramp_shape=xp.where(hit, xp.asarray(int(curve), dtype=xp.uint8), state.ramp_shape),
             incubating=state.incubating & ~hit,
             last_update=xp.where(hit, now, state.last_update),
         ),
@@ -216,7 +226,14 @@ def advance(state: SeedState, step: int | Int32[Array, ""]) -> SeedState:
     past = xp.astype(xp.clip(elapsed, 0, span), xp.float32)
     # The division stands between product and sum: a compiler that contracts the two into one
     # operation would round once where numpy rounds twice, and digests would differ.
-    way = (state.ramp_to - state.ramp_from) * past / xp.astype(span, xp.float32)
+    length = xp.astype(span, xp.float32)
+    way = (state.ramp_to - state.ramp_from) * past / length
+    curved = state.ramp_shape > 0
+    if isinstance(curved, Tracer) or curved.any():
+        place = xp.astype(xp.floor(past / length * float(RESOLUTION)), xp.int32)
+        row = xp.astype(state.ramp_shape, xp.int32) * (RESOLUTION + 1)
+        scaled = xp.take(xp.asarray(CURVES), row + place) * (state.ramp_to - state.ramp_from)
+        way = xp.where(curved, scaled / SCALE, way)
     between = state.ramp_from + way
     alpha = xp.where(ramping, xp.where(done, state.ramp_to, between), state.alpha)
     zero_f, zero_i = xp.asarray(0.0, dtype=xp.float32), xp.asarray(0, dtype=xp.int32)
@@ -227,6 +244,7 @@ def advance(state: SeedState, step: int | Int32[Array, ""]) -> SeedState:
         ramp_to=xp.where(done, zero_f, state.ramp_to),
         ramp_start=xp.where(done, zero_i, state.ramp_start),
         ramp_span=xp.where(done, zero_i, state.ramp_span),
+        ramp_shape=xp.where(done, xp.asarray(0, dtype=xp.uint8), state.ramp_shape),
         last_update=xp.where(done, xp.maximum(end, state.last_update), state.last_update),
     )
 

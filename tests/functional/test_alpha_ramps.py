@@ -8,19 +8,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper_functional import (
+    Event,
+    EventKind,
+    KasminaException,
+    RampShape,
     SeedLifecycleState,
     SeedState,
     advance,
+    apply_event,
     init_seeds,
     observe_health,
     set_alpha,
     start_ramp,
+    state_digest,
     transition,
 )
 from tests.tolerance import assert_bitwise, assert_tree_close
 
 unit = st.floats(0.0, 1.0, width=32)
 spans = st.integers(1, 300)
+shapes = st.sampled_from(RampShape)
 WHERE = np.ones((1, 1), np.bool_)
 
 
@@ -30,8 +37,10 @@ def active(alpha: float, shape: tuple[int, ...] = (1, 1)) -> SeedState:
     return transition(state, where, SeedLifecycleState.ACTIVE, step=0, alpha=alpha).state
 
 
-def ramping(first: float, last: float, span: int, start: int = 10) -> SeedState:
-    state, refused = start_ramp(active(first), WHERE, last, span, step=start)
+def ramping(
+    first: float, last: float, span: int, start: int = 10, shape: RampShape = RampShape.LINEAR
+) -> SeedState:
+    state, refused = start_ramp(active(first), WHERE, last, span, step=start, shape=shape)
     assert not refused.any()
     return state
 
@@ -40,22 +49,22 @@ def at_stage(stage: SeedLifecycleState) -> SeedState:
     return init_seeds(1, 1).replace(stage=np.full((1, 1), int(stage), np.uint8))
 
 
-@given(unit, unit, spans)
-def test_both_ends_are_exact(first, last, span):
-    state = ramping(first, last, span)
+@given(unit, unit, spans, shapes)
+def test_both_ends_are_exact(first, last, span, shape):
+    state = ramping(first, last, span, shape=shape)
     assert state.alpha[0, 0] == np.float32(first)
     assert advance(state, 10).alpha[0, 0] == np.float32(first)
     for late in (0, 1, 1000):
         done = advance(state, 10 + span + late)
         assert done.alpha[0, 0] == np.float32(last)
-        assert done.ramp_span[0, 0] == 0
+        assert done.ramp_span[0, 0] == done.ramp_shape[0, 0] == 0
         assert done.last_update[0, 0] == 10 + span
 
 
 @settings(max_examples=25)
-@given(unit, unit, spans)
-def test_it_is_monotone_and_never_leaves_its_ends(first, last, span):
-    state = ramping(first, last, span)
+@given(unit, unit, spans, shapes)
+def test_it_is_monotone_and_never_leaves_its_ends(first, last, span, shape):
+    state = ramping(first, last, span, shape=shape)
     path = np.array([advance(state, 10 + i).alpha[0, 0] for i in range(span + 1)])
     steps = np.diff(path) * (1 if last >= first else -1)
     assert (steps >= 0).all()
@@ -71,11 +80,46 @@ def test_it_is_linear(first, last, span, elapsed):
     assert_tree_close(alpha, expected)
 
 
-@given(unit, unit, spans, st.lists(st.integers(0, 400), max_size=6), st.integers(0, 400))
+@pytest.mark.parametrize("span", [1, 7, 300, 4_096, 1_000_000])
+def test_the_curves_are_what_they_are_called(span):
+    """Within half a step of the table, which is finer than the ramp up to 4,096 steps."""
+    t = np.arange(span + 1)[:: max(1, span // 999)] / span
+    logistic = 1 / (1 + np.exp(-12 * (t - 0.5)))
+    ends = 1 / (1 + np.exp(np.array([6.0, -6.0])))
+    expected = {
+        RampShape.LINEAR: t,
+        RampShape.COSINE: (1 - np.cos(np.pi * t)) / 2,
+        RampShape.SIGMOID: (logistic - ends[0]) / (ends[1] - ends[0]),
+    }
+    for shape, curve in expected.items():
+        state = ramping(0.0, 1.0, span, start=0, shape=shape)
+        path = [advance(state, round(part * span)).alpha[0, 0] for part in t]
+        # The steepest of them rises by 3 over a ramp.
+        assert np.abs(path - curve).max() <= 3.1 / 4_096
+
+
+def test_a_ramp_has_a_shape_by_name_in_events_too():
+    event = Event(10, 0, 0, EventKind.RAMP, value=1.0, span=7, shape="cosine")
+    assert_bitwise(apply_event(active(0.0), event), ramping(0.0, 1.0, 7, shape=RampShape.COSINE))
+    turned = set_alpha(apply_event(active(0.0), event), WHERE, 0.5, step=12).state
+    assert turned.ramp_shape[0, 0] == 0
+    with pytest.raises(KasminaException, match=r"unknown shape of a ramp 'cosin'.*'cosine'\?"):
+        Event(10, 0, 0, EventKind.RAMP, value=1.0, span=7, shape="cosin")
+    with pytest.raises(KasminaException, match="expected one of linear, cosine, sigmoid"):
+        start_ramp(active(0.0), WHERE, 1.0, 7, step=10, shape=3)
+
+
+def test_shapes_enter_a_digest_only_where_they_are_not_linear():
+    linear, cosine = (ramping(0.0, 1.0, 7, shape=shape) for shape in list(RampShape)[:2])
+    assert state_digest(linear) != state_digest(cosine)
+    assert state_digest(advance(linear, 17)) == state_digest(advance(cosine, 17))
+
+
+@given(unit, unit, spans, shapes, st.lists(st.integers(0, 400), max_size=6), st.integers(0, 400))
 def test_advance_is_idempotent_and_independent_of_the_steps_visited(
-    first, last, span, visited, step
+    first, last, span, shape, visited, step
 ):
-    state = ramping(first, last, span)
+    state = ramping(first, last, span, shape=shape)
     direct = advance(state, step)
     assert_bitwise(advance(direct, step), direct)
     wandered = state
@@ -161,11 +205,12 @@ def test_numpy_and_a_jitted_program_agree_to_the_last_bit():
         ramp_from=first,
         ramp_to=last,
         ramp_span=random.integers(2, 300, shape).astype(np.int32),
+        ramp_shape=random.integers(0, 3, shape).astype(np.uint8),
         health=last,
     )
 
-    def step(state):
-        return observe_health(advance(state, 1), state.stage == 2, new, step=1, latency=first)
+    def step(state, now=1):
+        return observe_health(advance(state, now), state.stage == 2, new, step=1, latency=first)
 
     theirs = jax.jit(step)(jax.tree.map(jnp.asarray, state))
     assert_bitwise(jax.tree.map(np.asarray, theirs), step(state))

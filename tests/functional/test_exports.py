@@ -72,6 +72,7 @@ FULL = [
     "Params",
     "Plan",
     "Program",
+    "RampShape",
     "Run",
     "SeedIndexError",
     "UncalledSiteWarning",

@@ -1,6 +1,7 @@
 """Consecutive failures, and the moving averages of health and latency."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from esper_functional import (
     TOLERANCES,
     SeedLifecycleState,
     SeedState,
+    health_score,
     incubate,
     init_seeds,
     observe_health,
@@ -180,3 +182,13 @@ def test_each_seed_has_its_own_average():
     assert_close(after.health, np.where(where, values, np.float32(np.nan)))
     assert after.last_update.tolist() == [[6, 0], [6, 6]]
     assert_bitwise(jax.tree.map(lambda a: a[0, 1], after), jax.tree.map(lambda a: a[0, 1], state))
+
+
+@pytest.mark.parametrize("width", [2, 3, 5, 6, 7, 10, 24, 48, 100, 384])
+def test_a_score_stays_in_its_interval_in_programs_too(width):
+    """A compiler may contract it, and leave 0 or 1 by a rounding: inwards alone."""
+    dead = np.zeros((256, width), np.float32)
+    alive = np.random.default_rng(0).normal(size=(256, width)).astype(np.float32)
+    for score in (health_score, jax.jit(health_score)):
+        assert 0.0 <= float(score(jnp.asarray(dead))) <= 1e-6
+        assert 1.0 - 1e-6 <= float(score(jnp.asarray(alive))) <= 1.0

@@ -51,6 +51,7 @@ def worn_state(stage: SeedLifecycleState, shape: tuple[int, ...] = (1, 2)) -> Se
             "ramp_to": 0.75,
             "ramp_start": 3,
             "ramp_span": 9,
+            "ramp_shape": 1,
             "health": 0.5,
             "latency": 12.0,
             "last_update": 4,

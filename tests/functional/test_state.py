@@ -31,6 +31,7 @@ DTYPES = {
     "ramp_to": np.float32,
     "ramp_start": np.int32,
     "ramp_span": np.int32,
+    "ramp_shape": np.uint8,
     "health": np.float32,
     "latency": np.float32,
     "last_update": np.int32,
@@ -65,9 +66,9 @@ def test_initial_seeds_are_dormant_and_empty():
     assert not np.asarray(running(state)).any()
 
 
-def test_a_seed_takes_51_bytes_which_is_less_than_100():
+def test_a_seed_takes_52_bytes_which_is_less_than_100():
     state = init_seeds(10, 10)
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) == 51 * 100
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) == 52 * 100
 
 
 @pytest.mark.parametrize("name", FIELDS)

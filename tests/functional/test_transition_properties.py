@@ -86,6 +86,7 @@ def random_state(seed: int, shape: tuple[int, ...]) -> SeedState:
         ramp_to=floats(),
         ramp_start=ints(0, 20),
         ramp_span=np.where(random.random(shape) < 0.5, 0, ints(0, 8)).astype(np.int32),
+        ramp_shape=ints(0, 3).astype(np.uint8),
         health=floats(gaps=True),
         latency=floats(gaps=True),
         last_update=ints(0, 20),

@@ -96,7 +96,7 @@ def _written(event: Event) -> tuple[Any, ...]:
     if not isinstance(event, Event):
         raise TypeError(f"events are esper_functional.Event; got {type(event).__name__}")
     where = (int(event.step), int(event.layer), int(event.seed))
-    return (*where, str(event.kind), event.kernel_id, event.value, int(event.span))
+    return (*where, str(event.kind), event.kernel_id, event.value, int(event.span), event.shape)
 
 
 def _read(fields: tuple[Any, ...]) -> Event:

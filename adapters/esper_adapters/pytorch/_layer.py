@@ -559,10 +559,20 @@ class SeededLayer(nn.Module):
         self._event(EventKind.ALPHA, seed_idx, step, value=alpha)
 
     def ramp_seed_alpha(
-        self, seed_idx: int, alpha: float, span: int, *, step: int | None = None
+        self,
+        seed_idx: int,
+        alpha: float,
+        span: int,
+        *,
+        shape: str = "linear",
+        step: int | None = None,
     ) -> None:
-        """Let the alpha of an ACTIVE seed run to `alpha` over `span` steps."""
-        self._event(EventKind.RAMP, seed_idx, step, value=alpha, span=span)
+        """Let the alpha of an ACTIVE seed run to `alpha` over `span` steps.
+
+        Args:
+            shape: "linear", "cosine" or "sigmoid".
+        """
+        self._event(EventKind.RAMP, seed_idx, step, value=alpha, span=span, shape=shape)
 
     def incubate(self, seed_idx: int, *, step: int | None = None) -> None:
         """Let an ACTIVE seed at alpha 0 train in shadow forwards alone."""

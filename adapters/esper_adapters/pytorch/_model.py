@@ -199,10 +199,16 @@ class MorphableModel(nn.Module):
         alpha: float,
         span: int,
         *,
+        shape: str = "linear",
         step: int | None = None,
     ) -> None:
-        """Let the alpha of an ACTIVE seed run to `alpha` over `span` steps; see `advance`."""
-        SeededLayer.ramp_seed_alpha(self._layer(layer_name), seed_idx, alpha, span, step=step)
+        """Let the alpha of an ACTIVE seed run to `alpha` over `span` steps; see `advance`.
+
+        Args:
+            shape: "linear", "cosine" or "sigmoid".
+        """
+        layer = self._layer(layer_name)
+        SeededLayer.ramp_seed_alpha(layer, seed_idx, alpha, span, shape=shape, step=step)
 
     def incubate(self, layer_name: str, seed_idx: int, *, step: int | None = None) -> None:
         """Let an ACTIVE seed at alpha 0 train in shadow forwards alone; see `shadow_forward`."""

@@ -125,9 +125,11 @@ def take_seeds(layer: "SeededLayer", state_dict: Mapping[str, Any], prefix: str)
     kernels = find_kernels(layer, extra)
     table = layer.seed_table
     arrays: dict[str, np.ndarray] = {}
-    for name, row in extra["state"].items():
-        arrays[name] = np.array(getattr(table.state, name))
-        arrays[name][layer.row] = row.cpu().numpy()
+    for field in dataclasses.fields(SeedState):
+        arrays[field.name] = np.array(getattr(table.state, field.name))
+        # What was saved before there were shapes of ramps has linear ones.
+        row = extra["state"].get(field.name)
+        arrays[field.name][layer.row] = 0 if row is None else row.cpu().numpy()
     for seed in range(layer.num_seeds):
         if kernels.get(seed, 0) is not None and layer.kernel(seed) is not None:
             layer.remove(seed)
