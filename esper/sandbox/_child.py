@@ -122,6 +122,8 @@ def main(answers: int) -> None:
     try:
         kept, missing = _restrict_files(asked)
         module, _, name = asked["function"].partition(":")
+        # torch imports it where it is installed, and it makes a temporary file when it is.
+        sys.modules.setdefault("dill", None)  # pyright: ignore[reportArgumentType]
         function = getattr(importlib.import_module(module), name)
         try:
             _rlimits.drop_capabilities()
