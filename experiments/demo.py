@@ -17,7 +17,6 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -26,8 +25,9 @@ from rich.table import Table
 from esper.errors import InputError
 from esper.nissa import ProgressView, RunRecord, half_width, read_run, write_report
 from esper.oona import InProcessBus
-from esper.tolaria import GrowConfig, make_config, start_run
-from esper_functional import KasminaException, SeedLifecycleState
+from esper.tolaria import GrowConfig, Hooks, make_config, start_run
+from esper.tolaria.comparison import kept_kernels
+from esper_functional import KasminaException
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +48,6 @@ ARMS = ("static-small", "grown", "static-final")
 console = Console()
 
 
-def kept_kernels(grown: RunRecord) -> list[dict[str, Any]]:
-    """The kernels that run at the end of a grown run, as initial grafts."""
-    runs = (SeedLifecycleState.ACTIVE, SeedLifecycleState.FOSSILIZED)
-    newest = {(e["layer"], e["seed"]): e["kernel"] for e in grown.events if e["kind"] == "activate"}
-    return [
-        {"site": f"layers.{layer}", "seed": seed, "kernel": kernel}
-        for (layer, seed), kernel in sorted(newest.items())
-        if grown.metrics[-1]["stages"][layer][seed] in runs
-    ]
-
-
 def train(path: Path, config: GrowConfig, label: str) -> RunRecord:
     bus = InProcessBus()
     with ProgressView(bus, label, config.steps, console) as view:
@@ -66,7 +55,7 @@ def train(path: Path, config: GrowConfig, label: str) -> RunRecord:
             path,
             config,
             bus=bus,
-            watch=view.refresh,
+            hooks=Hooks(on_boundary=lambda _: view.refresh()),
             tell=lambda text: console.print(f"[dim]{text}[/]", highlight=False),
         )
     return read_run(path)
@@ -86,7 +75,7 @@ def run_section(settings: Settings, task: str, backend: str) -> dict[str, list[R
             **common,
             seed=seed,
             controller="none",
-            initial_grafts=kept_kernels(arms["grown"][-1]),
+            initial_grafts=[own._asdict() for own in kept_kernels(arms["grown"][-1].path)],
         )
         label = f"{task} · {backend} · static-final · seed {seed}"
         arms["static-final"].append(train(folder / "static-final" / f"seed-{seed}", final, label))
@@ -110,7 +99,7 @@ def summary(sections: dict[str, dict[str, list[RunRecord]]]) -> Table:
                 f"{accuracy.min():.1f}–{accuracy.max():.1f}",
                 f"{accuracy.mean():.1f} ± {float(half_width(accuracy)):.1f}",
                 f"{np.median(parameters):.0f}",
-                " ".join(str(len(kept_kernels(run))) for run in runs),
+                " ".join(str(len(kept_kernels(run.path))) for run in runs),
             )
     return table
 

@@ -14,12 +14,14 @@ from esper.checkpoints._manifest import (
 from esper.checkpoints._match import CheckpointMismatchError
 from esper.checkpoints._store import load_checkpoint, save_checkpoint
 from esper.checkpoints._tree import tree_digest
+from esper.checkpoints._writer import CheckpointWriter
 from esper.errors import CheckpointError
 
 __all__ = [
     "MANIFEST",
     "CheckpointError",
     "CheckpointMismatchError",
+    "CheckpointWriter",
     "checkpoint_steps",
     "load_checkpoint",
     "read_manifest",

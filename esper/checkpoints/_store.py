@@ -73,6 +73,17 @@ def save_checkpoint(folder: Folder, step: int, tree: Any, meta: Mapping[str, Any
         ) from error
 
 
+def discard_checkpoint(folder: Folder, step: int) -> None:
+    """Remove a checkpoint, where there is one: first what makes it visible.
+
+    Raises:
+        OSError: where it cannot be removed.
+    """
+    place = step_place(folder, step)
+    (place / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+
+
 def _check_room(place: Path, arrays: Mapping[str, np.ndarray | jax.Array]) -> None:
     """Refuse to begin on a disk that is too small: orbax, half done, fails noisily."""
     needed = 2 * sum(array.nbytes for array in arrays.values()) + _OVERHEAD

@@ -6,8 +6,11 @@ import typer
 
 import esper
 from esper.cli import _kernels
+from esper.cli._compare import compare
 from esper.cli._console import out
-from esper.cli._grow import grow, replay
+from esper.cli._grow import grow
+from esper.cli._replay import replay
+from esper.cli._watch import watch
 
 app = typer.Typer(
     name="esper",
@@ -35,4 +38,6 @@ def _root(
 
 app.command()(grow)
 app.command()(replay)
+app.command()(compare)
+app.command()(watch)
 app.add_typer(_kernels.app)

@@ -1,4 +1,4 @@
-"""`esper grow` and `esper replay`."""
+"""`esper grow`."""
 
 import signal
 from pathlib import Path
@@ -10,12 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from esper.cli._console import Trace, err, errors, out, show_table
-from esper.errors import InputError
+from esper.cli._missing import fetching_told
+from esper.errors import CheckpointError, InputError
 
 _RESUME = "; what a run has recorded is whole, and it goes on with --resume"
 
 
-class _Stop:
+class Stop:
     """Becomes true at the first Ctrl-C; a second one interrupts at once."""
 
     def __init__(self) -> None:
@@ -36,10 +37,15 @@ class _Stop:
 
 
 def grow(
-    task: Annotated[str | None, typer.Option(help="spirals or digits.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="spirals, digits, xor-N, shapes, grammar, cifar10:FOLDER, …")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="jax or torch.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with the keys of a configuration.")
+    ] = None,
+    controller: Annotated[
+        str | None, typer.Option(help="none, fixed, random, heuristic or bandit.")
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, max=10_000, help="Number of runs, with seeds from `seed` on.")
@@ -56,7 +62,13 @@ def grow(
     """Train a network that grows, and record the run."""
     with errors(traceback, _RESUME):
         if resume is not None:
-            given = {"--task": task, "--backend": backend, "--config": config, "--out": out}
+            given = {
+                "--task": task,
+                "--backend": backend,
+                "--config": config,
+                "--controller": controller,
+                "--out": out,
+            }
             extra = [name for name, value in given.items() if value is not None]
             if extra or seeds != 1:
                 raise InputError(
@@ -65,21 +77,21 @@ def grow(
                 )
             _resume(resume)
         else:
-            _start(task, backend, config, seeds, out)
+            given = {"task": task, "backend": backend, "controller": controller}
+            _start({key: value for key, value in given.items() if value}, config, seeds, out)
 
 
-def _start(
-    task: str | None, backend: str | None, config: Path | None, seeds: int, out: Path | None
-) -> None:
+def _start(given: dict[str, str], config: Path | None, seeds: int, out: Path | None) -> None:
     from esper.tolaria import create_study, make_config, read_config_file
 
     values = read_config_file(config) if config is not None else {}
-    values |= {k: v for k, v in (("task", task), ("backend", backend)) if v is not None}
+    values |= given
     if "task" not in values:
-        raise InputError("say what to train on: --task spirals or --task digits")
+        raise InputError("say what to train on: --task spirals, for example")
     values.setdefault("backend", "jax")
     first = make_config(**values)
-    place = out if out is not None else Path("runs") / f"{first.task}-{first.backend}"
+    name = first.task.partition(":")[0]
+    place = out if out is not None else Path("runs") / f"{name}-{first.backend}"
     if seeds == 1:
         _train([(place, first)], place, resuming=False)
     else:
@@ -97,17 +109,38 @@ def _train(runs: list[tuple[Path, Any]], place: Path, *, resuming: bool) -> None
     """Train each run to its end, then show what came of all of them."""
     from esper.nissa import ProgressView, describe_stages, read_run, write_report
     from esper.oona import InProcessBus
-    from esper.tolaria import has_run, resume_run, start_run
+    from esper.tolaria import Hooks, Interrupted, has_run, resume_run, start_run
+    from esper.tolaria._run_folder import library_folder
 
-    stop = _Stop()
+    stop = Stop()
     for path, config in runs:
         bus = InProcessBus()
         label = f"{config.task} · {config.backend} · seed {config.seed}"
+        rows: list[Any] = []
         with ProgressView(bus, label, config.steps, out) as view:
-            if resuming and has_run(path):
-                resume_run(path, bus=bus, stop=stop, watch=view.refresh)
-            else:
-                start_run(path, config, bus=bus, stop=stop, watch=view.refresh, tell=_tell)
+
+            def on_boundary(row: Any, view: Any = view, rows: list[Any] = rows) -> None:
+                view.refresh()
+                rows[:] = [row]
+
+            hooks = Hooks(stop=stop, on_boundary=on_boundary)
+            try:
+                with fetching_told(library_folder(path, config)):
+                    if resuming and has_run(path):
+                        resume_run(path, bus=bus, hooks=hooks)
+                    else:
+                        start_run(path, config, bus=bus, hooks=hooks, tell=_tell)
+            except CheckpointError as error:
+                if not rows:
+                    # Refused before it went on: the message says what to do.
+                    raise
+                raise CheckpointError(f"{error} Then go on with --resume {place}") from error
+            except Interrupted as error:
+                if len(runs) == 1:
+                    raise
+                # Gone on with by the folder of one run, a study would lack the others.
+                what = str(error).partition(";")[0]
+                raise Interrupted(f"{path.name}: {what}; go on with --resume {place}") from error
     table = Table("run", "test accuracy", "parameters", "seeds", box=None)
     records = [record for path, _ in runs if (record := read_run(path)).metrics]
     for record in records:
@@ -131,24 +164,3 @@ def _train(runs: list[tuple[Path, Any]], place: Path, *, resuming: bool) -> None
 
 def _tell(text: str) -> None:
     out.print(f"[dim]{escape(text)}[/]", highlight=False)
-
-
-def replay(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
-    traceback: Trace = False,
-) -> None:
-    """Verify a run's ledger and fold it to the states that were recorded."""
-    with errors(traceback):
-        from esper.tolaria import replay_run
-
-        found = replay_run(run)
-        table = Table("step", "recorded by", "digest", box=None)
-        for step, name in found.verified:
-            table.add_row(str(step), name, "equal")
-        show_table(table)
-        out.print(
-            f"{found.lines} lines whole, {found.events} events folded to step {found.step};"
-            f" digest {found.digest}",
-            highlight=False,
-            soft_wrap=True,
-        )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from esper.nissa._entries import UNTOLD
 from esper.nissa._figures import SeedHistory
 from esper.nissa._record import RunRecord
 from esper_functional import (
@@ -39,13 +40,15 @@ class Growth:
 
 def read_growth(run: RunRecord) -> Growth:
     """Fold the events of each seed, to see its stage and alpha between them."""
-    moves = [entry for entry in run.events if entry["kind"] != EventKind.HEALTH]
-    last = [int(row["step"]) for row in (*run.metrics[-1:], *run.events[-1:])]
+    moves = [entry for entry in run.standing if entry["kind"] not in UNTOLD]
+    last = [int(row["step"]) for row in (*run.metrics[-1:], *run.standing[-1:])]
     by_seed: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for entry in moves:
         by_seed.setdefault((entry["layer"], entry["seed"]), []).append(entry)
     try:
-        folded = [_fold(*at, by_seed[at], max(last, default=0)) for at in sorted(by_seed)]
+        folded = [
+            _fold(*at, by_seed[at], max(last, default=0), run.metrics) for at in sorted(by_seed)
+        ]
     except (KasminaException, ValueError) as error:
         trouble = f"its events cannot be told as a history ({error}); see esper replay."
         return Growth((), 0, 0, grew=False, trouble=trouble)
@@ -61,7 +64,11 @@ def read_growth(run: RunRecord) -> Growth:
 
 
 def _fold(
-    layer: int, seed: int, entries: Sequence[Mapping[str, Any]], end: int
+    layer: int,
+    seed: int,
+    entries: Sequence[Mapping[str, Any]],
+    end: int,
+    metrics: Sequence[Mapping[str, Any]],
 ) -> tuple[SeedHistory, SeedState]:
     """The history of one seed until `end`, and its state then."""
     state = init_seeds(1, 1)
@@ -70,7 +77,8 @@ def _fold(
     for entry in entries:
         step, kind = int(entry["step"]), EventKind(entry["kind"])
         state, passed = _advance(state, step)
-        event = Event(step, 0, 0, kind, entry["kernel"], entry["value"], entry["span"])
+        shape = entry.get("shape", "linear")
+        event = Event(step, 0, 0, kind, entry["kernel"], entry["value"], entry["span"], shape)
         state = apply_event(state, event)
         corners += [*passed, _corner(state, step)]
         stage = SeedLifecycleState(int(state.stage[0, 0]))
@@ -83,7 +91,30 @@ def _fold(
         for (first, stage), (then, _) in pairwise([*stages, (end, stages[-1][1])])
         if first < then
     ]
+    if any(entry.get("shape", "linear") != "linear" for entry in entries):
+        # Between its ends such a ramp has no corners: it is drawn through what was measured.
+        corners = _measured(layer, seed, metrics, spans)
     return SeedHistory(layer, seed, tuple(spans), tuple(corners)), state
+
+
+def _measured(
+    layer: int,
+    seed: int,
+    metrics: Sequence[Mapping[str, Any]],
+    spans: Sequence[tuple[int, int, SeedLifecycleState]],
+) -> list[tuple[int, float]]:
+    """Alpha at each measurement while a kernel runs; NaN where none does."""
+    runs = [span for span in spans if span[2] in _RUNNING]
+    corners: list[tuple[int, float]] = []
+    for row in metrics:
+        step = int(row["step"])
+        inside = any(first <= step <= then for first, then, _ in runs)
+        alpha = row["alphas"][layer][seed] if inside else math.nan
+        corners.append((step, float(alpha)))
+    return corners
+
+
+_RUNNING = (SeedLifecycleState.ACTIVE, SeedLifecycleState.FOSSILIZED)
 
 
 def _advance(state: SeedState, step: int) -> tuple[SeedState, list[tuple[int, float]]]:

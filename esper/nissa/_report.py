@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from esper.nissa._entries import DECISIONS, ROLLBACK, VETO, describe_entry, explain_entry
 from esper.nissa._figures import (
     CLASS_COLOURS,
     STAGE_COLOURS,
@@ -31,9 +32,6 @@ from esper.nissa._figures import (
 from esper.nissa._growth import Growth, read_growth
 from esper.nissa._interval import half_width
 from esper.nissa._record import RunRecord
-from esper_functional import (
-    EventKind,
-)
 
 ACTIVITIES = ("train", "evaluate", "compile", "checkpoint", "record")
 """What time is charged to, in the order of the bars; others follow."""
@@ -41,15 +39,8 @@ ACTIVITIES = ("train", "evaluate", "compile", "checkpoint", "record")
 TIMELINES = 20
 """Runs of an arm whose seeds are drawn; the page says how many more there are."""
 
-_DECISIONS = {
-    EventKind.LOAD: "graft asked for",
-    EventKind.CANCEL: "graft called off",
-    EventKind.FAIL: "graft failed",
-    EventKind.FOSSILIZE: "fossilised",
-    EventKind.UNLOAD: "unloaded",
-    EventKind.RESET: "reset",
-    EventKind.ERRORS: "failures in a row",
-}
+_LISTED = {*DECISIONS, VETO, ROLLBACK}
+"""The entries that are listed as decisions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +182,10 @@ def _notes(arm: _Arm) -> list[str]:
         if not run.metrics:
             notes.append(f"{who}: no metrics yet; it is in no accuracy, curve or time.")
             continue
+        back = sum(entry["kind"] == ROLLBACK for entry in run.events)
+        if back:
+            times = "once" if back == 1 else f"{back:,} times"
+            notes.append(f"{who}: was taken back to an earlier step {times}.")
         last, steps = int(run.metrics[-1]["step"]), run.config.get("steps", 0)
         if last < steps:
             notes.append(f"{who}: its last measurement is of step {last:,} of {steps:,}.")
@@ -277,7 +272,7 @@ def _timeline(who: str, run: RunRecord, growth: Growth) -> dict[str, Any]:
         told = "; ".join(_told(history) for history in growth.histories)
         label = f"{who}, {_seed(run)}: stages and alpha of seeds over steps. {told}."
         figure = draw_timeline(growth.histories, end=max(ends, default=0), label=label)
-    decisions = [entry for entry in run.events if entry["kind"] in _DECISIONS]
+    decisions = [(i, entry) for i, entry in enumerate(run.events) if entry["kind"] in _LISTED]
     return {
         "name": _seed(run),
         "figure": figure,
@@ -285,13 +280,13 @@ def _timeline(who: str, run: RunRecord, growth: Growth) -> dict[str, Any]:
         "decisions": [
             {
                 "step": f"{entry['step']:,}",
-                "layer": entry["layer"],
-                "seed": entry["seed"],
-                "what": _what(entry),
-                "kernel": entry["kernel"][:12],
-                "reason": entry["reason"],
+                "layer": entry.get("layer", "–"),
+                "seed": entry.get("seed", "–"),
+                "what": describe_entry(entry) + (", taken back" if i in run.undone else ""),
+                "kernel": str(entry.get("kernel", ""))[:12],
+                "reason": explain_entry(entry),
             }
-            for entry in decisions
+            for i, entry in decisions
         ],
     }
 
@@ -299,11 +294,6 @@ def _timeline(who: str, run: RunRecord, growth: Growth) -> dict[str, Any]:
 def _told(history: SeedHistory) -> str:
     stages = ", ".join(f"{stage.name} from {first:,}" for first, _, stage in history.spans)
     return f"Layer {history.layer}, seed {history.seed}: {stages}"
-
-
-def _what(entry: Mapping[str, Any]) -> str:
-    what = _DECISIONS[EventKind(entry["kind"])]
-    return f"{entry['value']:.0f} {what}" if entry["kind"] == EventKind.ERRORS else what
 
 
 # Regions

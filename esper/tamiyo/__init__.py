@@ -1,6 +1,61 @@
 """Tamiyo, the controller: decides what to graft, where and when."""
 
-from esper.tamiyo._controller import Action, Controller, Decision, Observation
+from esper.tamiyo._arms import DiscountedUcb, trial_reward
+from esper.tamiyo._bandit import BanditController
+from esper.tamiyo._controller import (
+    Action,
+    Controller,
+    Cost,
+    Decision,
+    Observation,
+    Veto,
+    Worth,
+)
+from esper.tamiyo._fixed import FixedController, Scheduled
+from esper.tamiyo._gradient_bottleneck import GradientBottleneckTrigger, gradient_scores
+from esper.tamiyo._held_out_gain import HeldOutGainTrigger
 from esper.tamiyo._heuristic import HeuristicController
+from esper.tamiyo._make import CONTROLLERS, TRIGGERS, make_controller, make_trigger
+from esper.tamiyo._plateau import PlateauTrigger
+from esper.tamiyo._probe import Probe
+from esper.tamiyo._random import RandomController
+from esper.tamiyo._random_trigger import RandomTrigger
+from esper.tamiyo._safety import RULES, Guard, Safety
+from esper.tamiyo._schedule_trigger import ScheduleTrigger
+from esper.tamiyo._trigger import Cue, Trigger
+from esper.tamiyo._verdict import Verdict, VerdictRule
 
-__all__ = ["Action", "Controller", "Decision", "HeuristicController", "Observation"]
+__all__ = [
+    "CONTROLLERS",
+    "RULES",
+    "TRIGGERS",
+    "Action",
+    "BanditController",
+    "Controller",
+    "Cost",
+    "Cue",
+    "Decision",
+    "DiscountedUcb",
+    "FixedController",
+    "GradientBottleneckTrigger",
+    "Guard",
+    "HeldOutGainTrigger",
+    "HeuristicController",
+    "Observation",
+    "PlateauTrigger",
+    "Probe",
+    "RandomController",
+    "RandomTrigger",
+    "Safety",
+    "ScheduleTrigger",
+    "Scheduled",
+    "Trigger",
+    "Verdict",
+    "VerdictRule",
+    "Veto",
+    "Worth",
+    "gradient_scores",
+    "make_controller",
+    "make_trigger",
+    "trial_reward",
+]

@@ -1,123 +1,144 @@
-"""A controller by rule: graft on a plateau, keep what is worth it.
+"""A controller by rule: graft when a trigger says so, keep what is worth it.
 
-When the training loss has stopped falling, it grafts one kernel into the first
-free seed. The kernel ramps up and trains; after its trial its removal cost is
-measured on held-out data, and it is fossilised or unloaded by that.
+A graft goes into the first free seed. The kernel ramps up and trains; after its trial its
+removal cost is measured on held-out data, and it is fossilised or unloaded by that. A layer
+that a kernel has failed gets the next blueprint.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from esper.tamiyo._controller import Action, Decision, Observation
-from esper_functional import SeedLifecycleState
+from esper.tamiyo._check import require
+from esper.tamiyo._controller import Action, Decision, Observation, Veto
+from esper.tamiyo._places import Place, free_seeds, resets
+from esper.tamiyo._trials import Trial, Trials, by_blueprint
+from esper.tamiyo._trigger import Cue, Trigger
+from esper.tamiyo._verdict import Side, VerdictRule
 
 
 class HeuristicController:
     """See the module.
 
+    It makes one graft a cue, in the layer that the cue names, or else in the first one with a
+    free seed. Kernels of a blueprint are taken in turn, one further with each graft. A blueprint
+    has failed a layer when its kernel there was unloaded, could not be loaded, or had to be
+    reset; the next one is tried, and after the last the first again.
+
+    A verdict and a graft have the trigger measure anew: the network is another one then.
+
     Args:
-        patience: boundaries without improvement that make a plateau.
-        min_improvement: relative fall of the training loss below its best that counts.
-        enough_loss: training loss below which nothing is grafted.
-        trial_steps: steps from the graft to the verdict, ramp included.
+        trigger: says when to graft, and perhaps where.
+        enough_loss: training loss at or below which nothing is grafted, from 0.
+        trial_steps: steps from the graft to the verdict, loading and ramp included, from 1.
         min_worth: removal cost above which a kernel is kept.
-        offset: where in the list of candidates to begin, so that runs of other seeds
+        judge_by: "value", or "low" for the lower end of its 95 % interval.
+        trials: kernels on trial at once at most, from 1.
+        offset: where in a blueprint's candidates to begin, from 0, so that runs of other seeds
             meet other kernels.
+
+    Raises:
+        InputError: for values out of range.
     """
 
     def __init__(
         self,
         *,
-        patience: int,
-        min_improvement: float,
-        enough_loss: float,
-        trial_steps: int,
-        min_worth: float,
-        offset: int,
+        trigger: Trigger,
+        enough_loss: float = 0.0,
+        trial_steps: int = 400,
+        min_worth: float = 0.0,
+        judge_by: Side = "value",
+        trials: int = 1,
+        offset: int = 0,
     ) -> None:
-        self._patience = patience
-        self._min_improvement = min_improvement
+        require("enough_loss", enough_loss, 0)
+        require("trial_steps", trial_steps, 1, whole=True)
+        require("trials", trials, 1, whole=True)
+        require("offset", offset, 0, whole=True)
+        self._trigger = trigger
         self._enough_loss = enough_loss
         self._trial_steps = trial_steps
-        self._min_worth = min_worth
+        self._rule = VerdictRule(min_worth, judge_by)
+        self._most_trials = trials
         self._offset = offset
-        self._best = math.inf
-        self._stale = 0
+        self._trials = Trials()
         self._grafts = 0
-        self._trials: dict[str, int] = {}
-        """When each seed on trial was asked for, by "layer,seed"."""
+        self._failures: dict[int, int] = {}
+        """By layer row, how many blueprints in turn have failed it."""
+
+    def decide(self, observation: Observation) -> list[Decision]:
+        """Resets, verdicts on finished trials, then at most one graft."""
+        for place, trial in self._trials.follow(observation):
+            self._failed(observation, place, trial)
+        ripe = self._trials.ripe(observation, self._trial_steps)
+        verdicts = [self._rule.judge(observation, place).decision for place in ripe]
+        if verdicts:
+            self._trigger.reset()
+        cue = self._trigger.cue(observation)
+        return resets(observation) + verdicts + self._grafts_on(observation, cue)
+
+    def _grafts_on(self, observation: Observation, cue: Cue | None) -> list[Decision]:
+        if cue is None or len(self._trials) >= self._most_trials:
+            return []
+        loss = observation.train_loss
+        if not (math.isfinite(loss) and loss > self._enough_loss):
+            return []
+        free = free_seeds(observation)
+        layer = next(iter(free), None) if cue.layer is None else cue.layer
+        if layer is None or layer not in free:
+            return []
+        groups = by_blueprint(observation.candidates[layer])
+        blueprint = self._blueprint(layer, list(groups))
+        kernels = groups[blueprint]
+        kernel = kernels[(self._offset + self._grafts) % len(kernels)]
+        failures = self._failures.get(layer, 0)
+        retry = f"; {blueprint} after {failures} failed here" if failures else ""
+        return [
+            Decision(
+                Action.GRAFT,
+                layer,
+                free[layer],
+                cue.reason + retry,
+                kernel.kernel_id,
+                confidence=kernel.confidence,
+            )
+        ]
+
+    def _blueprint(self, layer: int, names: Sequence[str]) -> str:
+        return names[self._failures.get(layer, 0) % len(names)]
+
+    def _failed(self, observation: Observation, place: Place, trial: Trial) -> None:
+        layer = place[0]
+        names = list(by_blueprint(observation.candidates.get(layer, ())))
+        # Of two kernels of a blueprint on trial at once, the second failure tells nothing new.
+        if names and trial.blueprint == self._blueprint(layer, names):
+            self._failures[layer] = self._failures.get(layer, 0) + 1
+
+    def told(
+        self, observation: Observation, applied: Sequence[Decision], vetoed: Sequence[Veto]
+    ) -> None:
+        """See `Controller.told`: what was vetoed was not done, and is decided anew."""
+        for decision, trial in self._trials.told(observation, applied):
+            if decision.action in (Action.UNLOAD, Action.RESET):
+                self._failed(observation, (decision.layer, decision.seed), trial)
+        grafts = sum(decision.action is Action.GRAFT for decision in applied)
+        self._grafts += grafts
+        if grafts:
+            self._trigger.reset()
 
     def state(self) -> dict[str, Any]:
         """See `Controller.state`."""
         return {
-            "best": None if math.isinf(self._best) else self._best,
-            "stale": self._stale,
+            "trigger": self._trigger.state(),
             "grafts": self._grafts,
-            "trials": dict(self._trials),
+            "failures": {str(layer): count for layer, count in self._failures.items()},
+            "trials": self._trials.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See `Controller.restore`."""
-        self._best = math.inf if state["best"] is None else float(state["best"])
-        self._stale = int(state["stale"])
+        self._trigger.restore(state["trigger"])
         self._grafts = int(state["grafts"])
-        self._trials = {str(k): int(v) for k, v in state["trials"].items()}
-
-    def decide(self, observation: Observation) -> list[Decision]:
-        """Verdicts on finished trials, then at most one graft."""
-        decisions = self._verdicts(observation)
-        self._watch(observation.train_loss)
-        plateau = self._stale >= self._patience
-        if plateau and not self._trials and observation.train_loss > self._enough_loss:
-            decisions += self._graft(observation)
-        return decisions
-
-    def _watch(self, loss: float) -> None:
-        if loss < self._best * (1.0 - self._min_improvement):
-            self._best, self._stale = loss, 0
-        else:
-            self._stale += 1
-
-    def _verdicts(self, observation: Observation) -> list[Decision]:
-        decisions: list[Decision] = []
-        for key, since in sorted(self._trials.items()):
-            layer, seed = (int(part) for part in key.split(","))
-            stage = SeedLifecycleState(int(observation.seeds.stage[layer, seed]))
-            if stage is SeedLifecycleState.ERROR_RECOVERY:
-                del self._trials[key]
-                reason = "its output was not finite three times in a row"
-                decisions.append(Decision(Action.RESET, layer, seed, reason))
-            elif stage is SeedLifecycleState.DORMANT:
-                del self._trials[key]
-            elif observation.step - since >= self._trial_steps:
-                del self._trials[key]
-                decisions.append(self._verdict(observation, layer, seed))
-                # The plateau is measured anew: the network is another one now.
-                self._best, self._stale = math.inf, 0
-        return decisions
-
-    def _verdict(self, observation: Observation, layer: int, seed: int) -> Decision:
-        worth = observation.worth(layer, seed)
-        keep = worth > self._min_worth
-        told = f"validation loss rises by {worth:.4g} without it"
-        reason = f"{told}, {'more' if keep else 'not more'} than {self._min_worth:g}"
-        return Decision(Action.FOSSILIZE if keep else Action.UNLOAD, layer, seed, reason)
-
-    def _graft(self, observation: Observation) -> list[Decision]:
-        stages = np.asarray(observation.seeds.stage)
-        for layer, candidates in observation.candidates.items():
-            free = np.flatnonzero(stages[layer] == SeedLifecycleState.DORMANT)
-            if len(free) and candidates:
-                kernel = candidates[(self._offset + self._grafts) % len(candidates)]
-                seed = int(free[0])
-                self._grafts += 1
-                self._trials[f"{layer},{seed}"] = observation.step
-                reason = (
-                    f"training loss {observation.train_loss:.4g} has not fallen by"
-                    f" {self._min_improvement:.0%} for {self._stale} boundaries"
-                )
-                return [Decision(Action.GRAFT, layer, seed, reason, kernel.kernel_id)]
-        return []
+        self._failures = {int(layer): int(count) for layer, count in state["failures"].items()}
+        self._trials.restore(state["trials"])

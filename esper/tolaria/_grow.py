@@ -1,21 +1,37 @@
 """Starting, resuming and finishing runs."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from esper.checkpoints import checkpoint_steps, load_checkpoint
-from esper.contracts import KernelSignature
-from esper.errors import InputError, LedgerError, RunFolderError
-from esper.nissa import MetricsWriter, keep_metrics_before, read_metrics, read_run, write_report
+from esper.nissa import (
+    Writers,
+    keep_metrics_before,
+    make_writers,
+    read_metrics,
+    read_run,
+    write_report,
+)
 from esper.oona import Bus, InProcessBus
-from esper.tamiyo import Controller, HeuristicController
+from esper.tolaria._build import (
+    check_batch,
+    check_grafts,
+    check_task,
+    growing_rows,
+    make_trainee,
+    make_trainer,
+    task_of,
+)
 from esper.tolaria._config import GrowConfig
+from esper.tolaria._departure import depart, is_last
+from esper.tolaria._hooks import Hooks
 from esper.tolaria._kernels import obtain_kernels
-from esper.tolaria._ledger import Cursor, Ledger, read_ledger
+from esper.tolaria._ledger import Ledger
 from esper.tolaria._run_folder import (
+    HostRecord,
     RunFolder,
     check_free,
     create_run,
@@ -23,226 +39,134 @@ from esper.tolaria._run_folder import (
     locked,
     open_run,
 )
-from esper.tolaria._tasks import Task, load_task
 from esper.tolaria._trainee import Trainee
-from esper.tolaria._trainer import Clock, Trainer
-from esper.urza import KernelRecord, Library
-
-
-def make_trainee(task: Task, config: GrowConfig) -> Trainee:
-    """The host of a task on the configured backend.
-
-    Raises:
-        InputError: where the backend is not installed.
-    """
-    options = {
-        "seed": config.seed,
-        "seeds_per_layer": config.seeds_per_layer,
-        "blend": config.blend,
-        "optimizer": config.optimizer,
-        "learning_rate": config.learning_rate,
-    }
-    try:
-        if config.backend == "torch":
-            import torch
-
-            from esper.tolaria._torch_trainee import TorchTrainee
-
-            torch.set_num_threads(config.threads)
-            return TorchTrainee(task, **options)
-        from esper.tolaria._jax_trainee import JaxTrainee
-
-        return JaxTrainee(task, **options)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"the backend {config.backend!r} needs {error.name}, which is not installed; install"
-            " 'esper-morphogenetic[all]'"
-        ) from error
-
-
-def _rows(config: GrowConfig, trainee: Trainee) -> list[int]:
-    """The rows of the layers that may grow."""
-    wanted = [*config.grow_at, *(graft.site for graft in config.initial_grafts)]
-    unknown = [name for name in wanted if name not in trainee.sites]
-    if unknown:
-        raise InputError(
-            f"the configuration is not valid: grow_at or initial_grafts name {unknown[0]!r}, and"
-            f" the host has the layers {', '.join(trainee.sites)}"
-        )
-    for graft in config.initial_grafts:
-        if graft.seed >= config.seeds_per_layer:
-            raise InputError(
-                f"the configuration is not valid: initial_grafts name seed {graft.seed}, and a"
-                f" layer has {config.seeds_per_layer}, counted from 0"
-            )
-    return [trainee.sites.index(name) for name in config.grow_at]
-
-
-def _batch_fits(config: GrowConfig, task: Task) -> None:
-    if config.batch_size is not None and config.batch_size > len(task.train):
-        raise InputError(
-            f"the configuration is not valid: batch_size is {config.batch_size}, and the training"
-            f" part of {task.name} has {len(task.train)} examples"
-        )
+from esper.tolaria.tasks import Task
+from esper.urza import Library
 
 
 def start_run(
     path: Path,
     config: GrowConfig,
     *,
+    task: Task | None = None,
     bus: Bus | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    hooks: Hooks | None = None,
     tell: Callable[[str], None] = lambda _: None,
-    watch: Callable[[], None] = lambda: None,
 ) -> RunFolder:
     """Train a new run to its end, in a folder of its own.
 
     Args:
         path: the run's folder; it must not hold anything.
+        task: the user's own, under the configuration's name; None for one of Esper's.
         bus: measurements and events are published on it as well as written.
-        stop: is asked before every step whether to stop.
+        hooks: functions that are called on the way.
         tell: is told what is being prepared.
-        watch: is called after every decision boundary.
 
     Raises:
-        InputError: for a configuration or folder that cannot be used; nothing is written.
+        InputError: for a configuration, data or folder that cannot be used; nothing is written.
         Interrupted: when asked to stop; the run can be resumed.
+        DivergedError: where training diverges however often it is taken back.
         EsperError: where it fails; the run can be resumed from its last checkpoint.
     """
     check_free(path)
-    task = load_task(config.task)
-    _batch_fits(config, task)
+    hooks = hooks or Hooks()
+    task = task_of(config, task)
+    check_batch(config, task)
     trainee = make_trainee(task, config)
-    rows = _rows(config, trainee)
+    rows = growing_rows(config, task, trainee)
     library = Library(library_folder(path, config))
     try:
         kernels: dict[str, list[str]] = {}
         if config.controller != "none":
-            for row in rows:
-                in_features, out_features = trainee.layer_shape(row)
-                signature = KernelSignature(
-                    input_shape=(in_features,), output_shape=(out_features,)
-                )
-                kernels[trainee.sites[row]] = obtain_kernels(
-                    library,
-                    config.blueprint,
-                    signature,
-                    sizes=config.blueprint_sizes,
-                    variants=config.variants,
-                    tell=tell,
-                    stop=stop,
-                )
-        _check_grafts(config, trainee, library)
-        folder = create_run(path, config, kernels)
+            kernels = _obtain(config, trainee, rows, library, tell, hooks.stop)
+        check_grafts(config, trainee, library)
+        host = HostRecord(trainee.sites, trainee.cost().parameters)
+        folder = create_run(path, config, kernels, host=host, task_digest=task.digest)
         with locked(folder):
-            return _train(folder, task, trainee, library, bus=bus, stop=stop, watch=watch)
+            return _train(folder, task, trainee, library, bus=bus, hooks=hooks)
     finally:
         library.close()
+
+
+def _obtain(
+    config: GrowConfig,
+    trainee: Trainee,
+    rows: Sequence[int],
+    library: Library,
+    tell: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> dict[str, list[str]]:
+    """The ids of the kernels to choose from, by layer name."""
+    return {
+        trainee.sites[row]: [
+            kernel_id
+            for blueprint in config.blueprints
+            for kernel_id in obtain_kernels(
+                library,
+                blueprint,
+                trainee.signature(row),
+                sizes=config.blueprint_sizes,
+                variants=config.variants,
+                tell=tell,
+                stop=stop,
+            )
+        ]
+        for row in rows
+    }
+
+
+def compile_kernels(
+    config: GrowConfig,
+    library: Library,
+    *,
+    task: Task | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, list[str]]:
+    """Put the kernels that a run would choose from into a library, before any run begins.
+
+    Returns:
+        Their ids, by layer name.
+
+    Raises:
+        InputError: for a configuration or data that cannot be used.
+        Interrupted: when asked to stop; what was compiled is kept.
+    """
+    task = task_of(config, task)
+    trainee = make_trainee(task, config)
+    return _obtain(config, trainee, growing_rows(config, task, trainee), library, tell, stop)
 
 
 def resume_run(
     path: Path,
     *,
+    task: Task | None = None,
     bus: Bus | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    watch: Callable[[], None] = lambda: None,
+    hooks: Hooks | None = None,
 ) -> RunFolder:
     """Go on with a run from its last checkpoint, or from its beginning where it has none.
 
     The ledger is verified first. A run that has ended is left as it is.
 
+    Args:
+        task: the user's own, where the run was started with one.
+
     Raises:
-        RunFolderError: where there is no run.
+        RunFolderError: where there is no run, or one that an older Esper began.
+        InputError: for other data than the run began with.
         LedgerError, CheckpointError, ArtifactError: where something is damaged; nothing is
             changed.
     """
     folder = open_run(path)
-    task = load_task(folder.config.task)
+    task = check_task(folder, task)
     trainee = make_trainee(task, folder.config)
-    _rows(folder.config, trainee)
+    growing_rows(folder.config, task, trainee)
     library = Library(folder.library, create=False)
     try:
         with locked(folder):
-            return _train(folder, task, trainee, library, bus=bus, stop=stop, watch=watch)
+            return _train(folder, task, trainee, library, bus=bus, hooks=hooks or Hooks())
     finally:
         library.close()
-
-
-def _candidates(
-    folder: RunFolder, trainee: Trainee, library: Library
-) -> dict[int, list[KernelRecord]]:
-    """The kernels to choose from, every one of them read and verified."""
-    known = {record.kernel_id: record for record in library.find()} if folder.kernels else {}
-    found: dict[int, list[KernelRecord]] = {}
-    for name, ids in folder.kernels.items():
-        for kernel_id in ids:
-            library.get(kernel_id)
-            if kernel_id not in known:
-                raise RunFolderError(
-                    f"the run {folder.path} chooses from kernel {kernel_id[:12]}, which the library"
-                    f" {library.folder} does not list: restore that library, or start a new run"
-                )
-        found[trainee.sites.index(name)] = [known[kernel_id] for kernel_id in ids]
-    return found
-
-
-def _check_grafts(config: GrowConfig, trainee: Trainee, library: Library) -> None:
-    """Refuse initial grafts that could not be made, before a run is begun."""
-    for graft in config.initial_grafts:
-        manifest = library.get(graft.kernel).manifest
-        in_features, out_features = trainee.layer_shape(trainee.sites.index(graft.site))
-        signature = KernelSignature(input_shape=(in_features,), output_shape=(out_features,))
-        if manifest.signature != signature:
-            raise InputError(
-                f"the configuration is not valid: initial_grafts put kernel {graft.kernel[:12]},"
-                f" compiled for {manifest.signature}, into {graft.site}, which takes {signature}"
-            )
-
-
-class _Departure(NamedTuple):
-    """From where a run goes on; all of it verified."""
-
-    step: int
-    saved: tuple[dict[str, Any], dict[str, Any]] | None
-    """Arrays and meta values of the checkpoint, where there is one."""
-    cursor: Cursor | None
-    """The ledger's place at that step."""
-
-
-def _depart(folder: RunFolder) -> _Departure:
-    """Verify what a run has recorded, and find from where it goes on.
-
-    Raises:
-        LedgerError, CheckpointError: where it is damaged.
-    """
-    places = {Cursor(0, 0, folder.genesis)}
-    places |= {entry.after for entry in read_ledger(folder.ledger, folder.genesis)}
-    steps = checkpoint_steps(folder.checkpoints)
-    if not steps:
-        return _Departure(0, None, None)
-    saved = load_checkpoint(folder.checkpoints, steps[-1])
-    offset, lines, digest = saved[1]["ledger"]
-    cursor = Cursor(int(offset), int(lines), str(digest))
-    if cursor not in places:
-        raise LedgerError(
-            f"the ledger {folder.ledger} is damaged, or run.json was changed: the checkpoint of"
-            f" step {steps[-1]} has seen {cursor.lines} lines up to the hash {cursor.hash[:12]}…,"
-            " and they are not there. Restore them from a copy, or start a new run."
-        )
-    return _Departure(steps[-1], saved, cursor)
-
-
-def _controller(config: GrowConfig) -> Controller | None:
-    if config.controller == "none":
-        return None
-    return HeuristicController(
-        patience=config.patience,
-        min_improvement=config.min_improvement,
-        enough_loss=config.enough_loss,
-        trial_steps=config.loading_steps + config.ramp_steps + config.trial_steps,
-        min_worth=config.min_worth,
-        offset=config.seed,
-    )
 
 
 def _train(
@@ -252,43 +176,44 @@ def _train(
     library: Library,
     *,
     bus: Bus | None,
-    stop: Callable[[], bool],
-    watch: Callable[[], None],
+    hooks: Hooks,
 ) -> RunFolder:
     """Train from where the record ends; the caller holds the run's lock."""
-    config = folder.config
-    start = _depart(folder)
+    start = depart(folder)
     past = [row for row in read_metrics(folder.metrics) if row["step"] < start.step]
     channel = bus or InProcessBus()
-    metrics = MetricsWriter(folder.metrics, channel)
+    writers: list[Writers] = []
 
-    def after_boundary() -> None:
-        metrics.flush()
-        watch()
+    def on_boundary(row: Mapping[str, Any]) -> None:
+        for own in writers:
+            own.flush()
+        if hooks.on_boundary is not None:
+            hooks.on_boundary(row)
 
-    trainer = Trainer(
-        folder=folder,
-        task=task,
-        trainee=trainee,
-        controller=_controller(config),
-        library=library,
-        candidates=_candidates(folder, trainee, library),
+    trainer = make_trainer(
+        folder,
+        task,
+        trainee,
+        library,
         ledger=Ledger(folder.ledger, folder.genesis, start.cursor),
         bus=channel,
-        stop=stop,
-        clock=Clock(past[-1]["seconds"] if past else None),
-        after_boundary=after_boundary,
+        hooks=dataclasses.replace(hooks, on_boundary=on_boundary),
+        past=past,
     )
     if start.saved is not None:
         trainer.restore(*start.saved)
-    if start.step < config.steps:
+    if not (start.ended and start.saved is not None and is_last(folder, start)):
         # Everything has been read and found whole; from here on the folder changes.
         keep_metrics_before(folder.metrics, start.step)
-        with metrics:
+        config = folder.config
+        with make_writers(
+            folder.path, channel, tensorboard=config.tensorboard, prometheus=config.prometheus
+        ) as own:
+            writers.append(own)
             trainer.run(start.step)
     if trainer.regions:
         np.savez_compressed(folder.regions, allow_pickle=False, **trainer.regions)
-    arm = "grown" if config.controller != "none" else "static"
-    arms = {config.task: {arm: [read_run(folder.path)]}}
-    write_report(folder.report, arms, title=f"Esper: {config.task}")
+    arm = "grown" if folder.config.controller != "none" else "static"
+    arms = {folder.config.task: {arm: [read_run(folder.path)]}}
+    write_report(folder.report, arms, title=f"Esper: {folder.config.task}")
     return folder

@@ -1,32 +1,54 @@
-"""A host on jax: an Equinox MLP wrapped with seeds, trained in its flat form."""
+"""A host on jax, wrapped with seeds and trained in its flat form."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from esper.artifacts import Artifact
-from esper.execution import load_jax_kernel
+from esper.contracts import KernelSignature
+from esper.errors import InputError
+from esper.tamiyo import Cost, Probe
+from esper.tezzeret import artifact_cost
+from esper.tolaria._jax_data import JaxData, StepExamples, check_outputs
+from esper.tolaria._jax_fold import fold_kernel, with_average
+from esper.tolaria._jax_held import (
+    Arranged,
+    Held,
+    arrange,
+    failures,
+    kernel_of,
+    read_snapshot,
+    reweighted,
+    snapshot,
+    widened,
+)
 from esper.tolaria._jax_programs import (
     PROGRAMS,
+    Design,
+    Group,
     ProgramKey,
-    Shape,
     build_static,
+    host_flops,
     merge_params,
+    new_group,
     with_params,
 )
-from esper.tolaria._tasks import Task, initial_host
 from esper.tolaria._trainee import (
     ArrayTree,
+    Batch,
     Evaluation,
+    Optimisation,
+    Params,
     Place,
+    Rates,
     muted_state,
-    state_tree,
-    tree_state,
+    part_means,
 )
+from esper.tolaria.tasks import Task
 from esper_adapters.equinox import SeededModel
 from esper_functional import (
     Event,
@@ -36,62 +58,42 @@ from esper_functional import (
     Plan,
     SeedLifecycleState,
     SeedState,
+    Weights,
     advance,
     count_params,
     fault_events,
-    gather,
     gather_weights,
     running_seeds,
 )
 
-
-def _named(tree: Any) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
-        for path, leaf in leaves
-    }
-
-
-def _unnamed(template: Any, named: Mapping[str, Any]) -> Any:
-    def pick(path: Any, leaf: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return jnp.asarray(named[name], dtype=jnp.asarray(leaf).dtype)
-
-    return jax.tree_util.tree_map_with_path(pick, template)
-
-
-class _Arranged(NamedTuple):
-    """What a plan needs, picked from the model: the running kernels by role."""
-
-    plan: Plan
-    active: tuple[int, ...]
-    """Slots of the kernels that train, in plan order."""
-    trained: tuple[Any, ...]
-    moments: tuple[Any, ...]
-    fossils: tuple[Any, ...]
-    live: Live | None
-    """Weights and failure counts; the parameters are in `trained` and `fossils`."""
-
-
-def _arrange(model: SeededModel, moments: Mapping[int, Any]) -> _Arranged:
-    plan, seeds = model.plan, model.seeds
-    slots = [int(seeds.slot[place]) for place in running_seeds(seeds)]
-    active = tuple(s for s, run in zip(slots, plan.runs, strict=True) if not run.frozen)
-    frozen = tuple(s for s, run in zip(slots, plan.runs, strict=True) if run.frozen)
-    live = gather(seeds, model.kernels, plan)
-    return _Arranged(
-        plan,
-        active,
-        tuple(model.kernels[s].params for s in active),
-        tuple(moments[s] for s in active),
-        tuple(model.kernels[s].params for s in frozen),
-        jax.tree.map(jnp.asarray, with_params(live, ())),
-    )
+VARIANTS = 16
+"""Most variants of one pass that measures worth; more are measured in several passes."""
 
 
 class JaxTrainee:
-    """See `Trainee`."""
+    """See `Trainee`.
+
+    Programs are compiled for each plan and shape of a batch, and shared by all runs in the
+    process. bfloat16 is of everything in a pass, kernels included, with parameters, moments and
+    losses in float32. A host that draws random numbers draws them by seed and step, or carries
+    their state.
+
+    Args:
+        seed: of the host's first parameters, and of what it draws.
+        seeds_per_layer: how many kernels each layer can carry.
+        blend: "convex", "residual" or "sequential".
+        isolate: stop gradients from kernels to the layers' inputs.
+        grow_at: paths of layers that carry seeds besides all linear ones; by default the host's
+            own.
+        evaluation_batch: most examples of one forward pass without gradients, variants counted;
+            None for a whole part, and up to 16 variants, at once, but for 1024 examples of a part
+            that lies in a mapped file.
+
+    Raises:
+        InputError: for an optimisation that there is none of, or a host that does not return one
+            array that is for the task's labels.
+        SeedIndexError: where `grow_at` names a layer that is not there.
+    """
 
     def __init__(
         self,
@@ -100,25 +102,38 @@ class JaxTrainee:
         seed: int,
         seeds_per_layer: int,
         blend: str,
-        optimizer: str,
-        learning_rate: float,
+        isolate: bool = False,
+        grow_at: Sequence[str] = (),
+        optimisation: Optimisation | None = None,
+        evaluation_batch: int | None = None,
     ) -> None:
-        self._shape = Shape(task.host_sizes, seeds_per_layer, blend, optimizer, learning_rate)
-        self._static = build_static(self._shape)
-        self._model = self._static.model
-        self._host = _unnamed(self._static.functional.params, initial_host(task.host_sizes, seed))
-        self._host_moments = self._static.optimizer.init(self._host)
-        self._moments: dict[int, Any] = {}
-        self._splits = {
-            name: (jnp.asarray(split.x), jnp.asarray(split.y))
-            for name, split in task.splits.items()
-        }
-        self._last_indices: np.ndarray | None = None
-        self._running: tuple[Plan, int | None, Any] | None = None
-        """The program of the last step: its plan, its batch, and itself."""
-        self._now = _arrange(self._model, self._moments)
+        self._how = optimisation or Optimisation()
+        x = task.train.x
+        self._design = Design(
+            task.host, task.loss, seeds_per_layer, blend, isolate,
+            tuple(grow_at) or task.host.grow_at, x.shape[1:], str(x.dtype), self._how,
+        )  # fmt: skip
+        self._static = build_static(self._design)
+        network = self._static.network
+        check_outputs(network.survey.outputs, task)
+        self._model = network.model
+        params, self._rest = network.first(task.host, seed)
+        self._host = new_group(self._static, self._how, params)
+        self._seed = seed
+        self._groups: dict[int, Group] = {}
+        """Of the kernels that train, by slot; those in `now` are ahead of them."""
+        self._flops: dict[int, int] = {}
+        """Of one example, of every grafted kernel, by slot."""
+        self._data = JaxData(task, evaluation_batch)
+        self._chunk = evaluation_batch
+        self._last_batch: np.ndarray | Batch | None = None
+        self._running: tuple[Plan, Any, Any] | None = None
+        """The program of the last step: its plan, its batch's shape, and itself."""
+        self._rates: tuple[Any, Any] | None = None
+        self._now = arrange(self._model, self._groups)
         self.sites: tuple[str, ...] = self._model.sites
         self._first_compilation = PROGRAMS.compilations
+        self._host_flops = host_flops(self._design)
 
     @property
     def seeds(self) -> SeedState:
@@ -128,84 +143,149 @@ class JaxTrainee:
     def compilations(self) -> int:
         return PROGRAMS.compilations - self._first_compilation
 
-    def _key(self, kind: str, plan: Plan) -> ProgramKey:
-        return ProgramKey(kind, self._shape, plan)
+    def _key(self, kind: str, plan: Plan, site: str = "") -> ProgramKey:
+        return ProgramKey(kind, self._design, plan, site)
 
-    def layer_shape(self, row: int) -> tuple[int, int]:
-        layer: Any = self._model.kasmina_layers[self.sites[row]]
-        out_features, in_features = layer.weight.shape
-        return int(in_features), int(out_features)
+    def signature(self, row: int) -> KernelSignature:
+        return self._static.network.signature(self.sites[row])
+
+    def cost(self, kernels: Sequence[Artifact] = ()) -> Cost:
+        flops, survey = self._host_flops, self._static.network.survey
+        for row, seed in running_seeds(self.seeds):
+            slot = int(self.seeds.slot[row, seed])
+            rank = self._model.kernels[slot].program.example_rank
+            flops += self._flops[slot] * survey.positions([self.sites[row]], rank)
+        parameters = self.parameter_count()
+        for artifact in kernels:
+            own, shape = artifact_cost(artifact), artifact.manifest.signature.input_shape
+            parameters += own.parameter_count
+            flops += own.flops * survey.positions(self.sites, len(shape), tuple(shape))
+        return Cost(parameters, float(flops))
+
+    def parameter_count(self) -> int:
+        """Scalars of the host and of all running kernels."""
+        trained = [group.params for group in self._now.trained]
+        return count_params((self._host.params, trained, self._now.fossils))
+
+    # How seeds change.
 
     def _settle(self) -> None:
         """Put trained kernels back by slot, before a seed changes."""
         kernels = dict(self._model.kernels)
-        now = self._now
-        for slot, params, moments in zip(now.active, now.trained, now.moments, strict=True):
-            kernels[slot] = Kernel(kernels[slot].program, params)
-            self._moments[slot] = moments
+        for slot, group in zip(self._now.active, self._now.trained, strict=True):
+            kernels[slot] = Kernel(kernels[slot].program, group.params)
+            self._groups[slot] = group
         self._model = dataclasses.replace(self._model, kernels=kernels)
 
-    def _grafted(self, event: Event, artifact: Artifact) -> tuple[SeededModel, dict[int, Any]]:
-        kernel = load_jax_kernel(artifact)
+    def _grafted(
+        self, event: Event, artifact: Artifact, params: Params | None
+    ) -> tuple[SeededModel, dict[int, Group]]:
+        kernel = kernel_of(artifact, params)
         model = self._model.apply_event(event, kernel)
         slot = int(model.seeds.slot[event.layer, event.seed])
-        return model, {**self._moments, slot: self._static.optimizer.init(kernel.params)}
+        own = new_group(self._static, self._how, widened(kernel.params))
+        return model, {**self._groups, slot: own}
 
-    def prepare(self, event: Event, artifact: Artifact) -> None:
+    def prepare(self, event: Event, artifact: Artifact, *, incubate: bool = False) -> None:
         self._settle()
-        model, moments = self._grafted(event, artifact)
-        coming = _arrange(model, moments)
-        arguments = self._step_arguments(coming, self._last_indices)
-        PROGRAMS.prepare(self._key("step", coming.plan), *arguments)
-        live = _evaluation_live(coming, model.seeds)
-        arguments = (self._host, live, *self._splits["validation"])
+        model, groups = self._grafted(event, artifact, None)
+        coming = arrange(model, groups)
+        x, y = next(self._data.chunks("validation", self._data.chunk_size("validation")))
+        live = self._judged_live(coming, model.seeds)
+        arguments = (self._host.params, live, self._rest, x, y)
         PROGRAMS.prepare(self._key("evaluate", coming.plan), *arguments)
+        if incubate:
+            hidden = Event(event.step, event.layer, event.seed, EventKind.INCUBATE)
+            coming = arrange(model.apply_event(hidden), groups)
+        examples = self._data.step(self._last_batch)
+        arguments = self._step_arguments(coming, examples, Rates(1.0, {}), event.step)
+        PROGRAMS.prepare(self._key("step", coming.plan), *arguments)
 
-    def apply(self, event: Event, artifact: Artifact | None = None) -> None:
+    def apply(
+        self, event: Event, artifact: Artifact | None = None, params: Params | None = None
+    ) -> None:
         self._settle()
+        place, before = (event.layer, event.seed), self.seeds
+        counts, slot = failures(self._now), int(before.slot[place])
+        group = self._groups.get(slot)
         if event.kind is EventKind.ACTIVATE:
             if artifact is None:
-                raise ValueError("an ACTIVATE event needs the artifact that it grafts")
-            self._model, self._moments = self._grafted(event, artifact)
+                where = f"layer {self.sites[event.layer]!r}, seed {event.seed}"
+                raise InputError(
+                    f"an ACTIVATE event of {where}, came without the artifact that it grafts: pass"
+                    " `artifact`"
+                )
+            self._model, self._groups = self._grafted(event, artifact, params)
+            self._flops[slot] = artifact_cost(artifact).flops
+        elif event.kind is EventKind.FOLD:
+            combine = self._static.network.training.combine
+            self._model, self._host = fold_kernel(
+                event, self._model, combine, self._host, self._rest, group
+            )
         else:
-            slot = int(self.seeds.slot[event.layer, event.seed])
-            self._model = self._model.apply_event(event)
-            stage = SeedLifecycleState(int(self.seeds.stage[event.layer, event.seed]))
-            if stage is not SeedLifecycleState.ACTIVE:
-                self._moments.pop(slot, None)
-        self._now = _arrange(self._model, self._moments)
+            fossilizes = event.kind is EventKind.FOSSILIZE
+            model = with_average(self._model, slot, group) if fossilizes else self._model
+            self._model = model.apply_event(event)
+        if int(self.seeds.stage[place]) != SeedLifecycleState.ACTIVE:
+            self._groups.pop(slot, None)
+        if self.seeds.error_count[place] != before.error_count[place]:
+            counts.pop(slot, None)
+        self._now = arrange(self._model, self._groups, counts)
 
     def advance(self, step: int) -> None:
         if not np.asarray(self.seeds.ramp_span).any():
             return
         self._model = dataclasses.replace(self._model, seeds=advance(self.seeds, step))
-        self._now = self._now._replace(live=_reweighted(self._now, self.seeds))
+        self._now = self._now._replace(live=reweighted(self._now, self.seeds))
 
-    def _step_arguments(self, now: _Arranged, indices: np.ndarray | None) -> tuple[Any, ...]:
-        x, y = self._splits["train"]
+    # Training.
+
+    def _rate_array(self, now: Arranged, rates: Rates) -> Any:
+        wanted = (rates.host, *(rates.kernels.get(slot, rates.host) for slot in now.active))
+        if self._rates is None or self._rates[0] != wanted:
+            self._rates = (wanted, jnp.asarray(np.array(wanted, np.float32)))
+        return self._rates[1]
+
+    def _step_arguments(
+        self, now: Arranged, examples: StepExamples, rates: Rates, step: int
+    ) -> tuple[Any, ...]:
+        key = None
+        if self._static.network.keyed:
+            key = np.array([self._seed, step], np.int32)
+        own = self._rate_array(now, rates)
         return (
-            self._host, self._host_moments, now.trained, now.moments, now.fossils, now.live,
-            x, y, indices,
+            self._host, now.trained, now.fossils, now.live, self._rest, *examples, own, key,
         )  # fmt: skip
 
-    def step(self, indices: np.ndarray | None) -> Any:
-        self._last_indices = indices
+    def step(self, batch: np.ndarray | Batch | None, rates: Rates, step: int) -> Any:
+        """See `Trainee.step`.
+
+        Raises:
+            InputError: for a batch that cannot be divided into equal parts.
+        """
+        examples, parts = self._data.step(batch), self._how.accumulate
+        count = examples.size
+        if count % parts:
+            raise InputError(
+                f"a batch of {count} examples cannot be accumulated in {parts} equal parts: choose"
+                f" a batch size that {parts} divides, or another `accumulate`"
+            )
+        self._last_batch = batch
         now = self._now
-        arguments = self._step_arguments(now, indices)
-        batch = None if indices is None else len(indices)
-        if self._running is None or self._running[0] is not now.plan or self._running[1] != batch:
+        arguments = self._step_arguments(now, examples, rates, step)
+        shape = examples.shapes
+        if self._running is None or self._running[0] is not now.plan or self._running[1] != shape:
             program = PROGRAMS.get(self._key("step", now.plan), *arguments)
-            self._running = (now.plan, batch, program)
+            self._running = (now.plan, shape, program)
         program = self._running[2]
-        self._host, self._host_moments, trained, moments, errors, loss = program(*arguments)
+        self._host, trained, errors, self._rest, loss = program(*arguments)
         live = None if now.live is None else dataclasses.replace(now.live, errors=errors)
-        self._now = now._replace(trained=trained, moments=moments, live=live)
+        self._now = now._replace(trained=trained, live=live)
         return loss
 
     def read_losses(self, losses: Sequence[Any]) -> np.ndarray:
-        if not losses:
-            return np.zeros(0, np.float32)
-        return np.asarray(jnp.stack([jnp.asarray(loss, jnp.float32) for loss in losses]))
+        # One program for every length would be compiled; the transfers are small.
+        return np.array([np.asarray(loss) for loss in jax.device_get(list(losses))], np.float32)
 
     def absorb(self, step: int) -> list[Event]:
         if self._now.live is None:
@@ -215,61 +295,106 @@ class JaxTrainee:
             self.apply(event)
         return events
 
+    # Judging.
+
+    def _judged_host(self) -> Any:
+        return self._host.params if self._host.average is None else self._host.average
+
+    def _judged_live(self, now: Arranged, seeds: SeedState) -> Live | None:
+        own = [g.params if g.average is None else g.average for g in now.trained]
+        return with_params(reweighted(now, seeds), merge_params(now.plan, own, now.fossils))
+
     def evaluate(self, split: str, muted: Collection[Place] = ()) -> Evaluation:
-        live = _evaluation_live(self._now, muted_state(self.seeds, muted))
-        arguments = (self._host, live, *self._splits[split])
-        values = PROGRAMS(self._key("evaluate", self._now.plan), *arguments)
-        loss, accuracy, *health = (float(v) for v in np.asarray(values))
-        return Evaluation(loss, accuracy, dict(zip(running_seeds(self.seeds), health, strict=True)))
+        size = self._data.chunk_size(split)
+        live = self._judged_live(self._now, muted_state(self.seeds, muted))
+        key, host = self._key("evaluate", self._now.plan), self._judged_host()
+        rows, sizes = [], []
+        for x, y in self._data.chunks(split, size):
+            rows.append(np.asarray(PROGRAMS(key, host, live, self._rest, x, y)))
+            sizes.append(len(y))
+        loss, accuracy, *health = (
+            float(v) for v in (rows[0] if len(rows) == 1 else np.average(rows, 0, sizes))
+        )
+        # What incubates has no part in this pass, and no output in it.
+        hidden = np.asarray(self.seeds.incubating)
+        seen = [place for place in running_seeds(self.seeds) if not hidden[place]]
+        return Evaluation(loss, accuracy, dict(zip(seen, health, strict=True)))
+
+    def losses_without(
+        self, split: str, variants: Sequence[Collection[Place]], *, parts: int = 1
+    ) -> np.ndarray:
+        now = self._now
+        if now.live is None:
+            whole = self._per_example(split, None, [()])
+            each = np.repeat(whole, len(variants), axis=0)
+        else:
+            live = self._judged_live(now, self.seeds)
+            groups = [variants[i : i + VARIANTS] for i in range(0, len(variants), VARIANTS)]
+            groups = groups or [[()]]
+            each = np.concatenate([self._per_example(split, live, group) for group in groups])
+        return part_means(each[: len(variants)], parts)
+
+    def _per_example(
+        self, split: str, live: Live | None, variants: Sequence[Collection[Place]]
+    ) -> np.ndarray:
+        """f64 losses `[variants, examples]`."""
+        now = self._now
+        weights = [gather_weights(muted_state(self.seeds, own), now.plan) for own in variants]
+        # As many as there are places and one more, or a full pass: so few programs do for all.
+        size = 1 if live is None else min(VARIANTS, max(len(weights), len(now.plan.runs) + 1))
+        weights += [weights[-1]] * (size - len(weights))
+        stacked = Weights(*(np.stack(column) for column in zip(*weights, strict=True)))
+        key, host = self._key("variants", now.plan), self._judged_host()
+        rows = [
+            np.asarray(PROGRAMS(key, host, live, self._rest, stacked, x, y))
+            for x, y in self._data.chunks(split, self._data.chunk_size(split, size))
+        ]
+        return np.concatenate(rows, axis=1)[: len(variants)].astype(np.float64)
+
+    def probe(self, row: int, indices: np.ndarray) -> Probe:
+        """See `Trainee.probe`; of the network as it is judged, in the precision of the run.
+
+        Raises:
+            InputError: for a layer that the host does not call once in a pass.
+        """
+        self._static.network.probed(self.sites[row])
+        x, y = self._data.rows(indices)
+        live = self._judged_live(self._now, self.seeds)
+        key = self._key("probe", self._now.plan, self.sites[row])
+        loss, *seen = PROGRAMS(key, self._judged_host(), live, self._rest, x, y)
+        inputs, outputs, gradients = (np.asarray(array, np.float32) for array in seen)
+        return Probe(inputs, outputs, gradients, float(loss))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        arguments = (self._host, _evaluation_live(self._now, self.seeds), jnp.asarray(x))
-        return np.asarray(PROGRAMS(self._key("predict", self._now.plan), *arguments))
+        live, host = self._judged_live(self._now, self.seeds), self._judged_host()
+        key, size = self._key("predict", self._now.plan), self._chunk or max(1, len(x))
+        parts = (jnp.asarray(x[i : i + size]) for i in range(0, max(1, len(x)), size))
+        return np.concatenate(
+            [np.asarray(PROGRAMS(key, host, live, self._rest, part)) for part in parts]
+        )
 
-    def parameter_count(self) -> int:
-        return count_params((self._host, self._now.trained, self._now.fossils))
+    # What is kept of it.
 
-    def snapshot(self) -> ArrayTree:
+    def hold(self) -> Held:
         self._settle()
-        return {
-            "host": _named(self._host),
-            "host_moments": _named(self._host_moments),
-            "kernels": {str(s): _named(k.params) for s, k in self._model.kernels.items()},
-            "moments": {str(s): _named(m) for s, m in self._moments.items()},
-            "seeds": state_tree(self.seeds),
-        }
+        return Held(
+            self._host, self._rest, self._model, dict(self._groups), dict(self._flops), self._now
+        )
+
+    def take_back(self, held: Held) -> None:
+        self._host, self._rest, self._model = held.host, held.rest, held.model
+        self._groups, self._flops = dict(held.groups), dict(held.flops)
+        self._now = held.now
+
+    def snapshot(self, held: Held | None = None) -> ArrayTree:
+        return snapshot(self.hold() if held is None else held)
 
     def restore(self, tree: ArrayTree, artifacts: Mapping[int, Artifact]) -> None:
-        self._host = _unnamed(self._host, tree["host"])
-        self._host_moments = _unnamed(self._host_moments, tree.get("host_moments", {}))
-        kernels: dict[int, Kernel] = {}
-        for name, params in tree.get("kernels", {}).items():
-            born = load_jax_kernel(artifacts[int(name)])
-            kernels[int(name)] = Kernel(born.program, _unnamed(born.params, params))
-        seeds = tree_state(tree["seeds"])
-        self._model = dataclasses.replace(self._model, seeds=seeds, kernels=kernels)
-        # An optimiser without moments (SGD) leaves nothing in the tree for them.
-        saved = tree.get("moments", {})
-        stages = np.asarray(seeds.stage).reshape(-1)
-        self._moments = {
-            slot: _unnamed(self._static.optimizer.init(kernel.params), saved.get(str(slot), {}))
-            for slot, kernel in kernels.items()
-            if stages[slot] == SeedLifecycleState.ACTIVE
-        }
-        self._now = _arrange(self._model, self._moments)
+        """See `Trainee.restore`.
 
-
-def _reweighted(now: _Arranged, seeds: SeedState) -> Live | None:
-    """The live part at the alphas of `seeds`."""
-    if now.live is None:
-        return None
-    weights = gather_weights(seeds, now.plan)
-    return dataclasses.replace(
-        now.live,
-        host_weights=jnp.asarray(weights.host_weights),
-        weights=jnp.asarray(weights.weights),
-    )
-
-
-def _evaluation_live(now: _Arranged, seeds: SeedState) -> Live | None:
-    return with_params(_reweighted(now, seeds), merge_params(now.plan, now.trained, now.fossils))
+        Raises:
+            InputError: for a snapshot of another host, or of kernels without their artifacts;
+                nothing is changed.
+            ArtifactError: for an artifact that is refused; nothing is changed.
+        """
+        self.take_back(read_snapshot(tree, artifacts, self.hold(), self._static, self._how))

@@ -18,6 +18,8 @@ from esper_functional import Event, EventKind
 
 MARK = "mark"
 """The kind of an entry that records a digest instead of an event."""
+ROLLBACK = "rollback"
+"""The kind of an entry from which on the run is again what an earlier line led to."""
 
 
 class Cursor(NamedTuple):
@@ -56,6 +58,7 @@ def event_entry(event: Event, reason: str = "") -> dict[str, Any]:
         "kernel": event.kernel_id,
         "value": float(event.value),
         "span": event.span,
+        **({"shape": event.shape} if event.kind is EventKind.RAMP else {}),
         "reason": reason,
     }
 
@@ -70,6 +73,7 @@ def entry_event(entry: dict[str, Any]) -> Event:
         kernel_id=entry["kernel"],
         value=entry["value"],
         span=entry["span"],
+        shape=entry.get("shape", "linear"),
     )
 
 
@@ -171,6 +175,14 @@ class Ledger:
             file.write(fresh)
             file.flush()
             os.fsync(file.fileno())
+
+    def recorded_rollback(self, step: int) -> str | None:
+        """Why the run was taken back at `step` the last time, where that is what it did next."""
+        if not self._ahead:
+            return None
+        entry = json.loads(self._ahead.split(b"\n", 1)[0])["entry"]
+        back = entry["kind"] == ROLLBACK and entry["step"] == step
+        return str(entry["cause"]) if back else None
 
     def close(self) -> None:
         """Close the file."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -25,8 +25,16 @@ from esper._files import write_atomically
 from esper.errors import RunFolderError
 from esper.tolaria._config import GrowConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RUN = "run.json"
+
+
+class HostRecord(NamedTuple):
+    """What a run's record says of its host."""
+
+    sites: tuple[str, ...]
+    """Names of the layers with seeds, in the order of the seed state's rows."""
+    parameters: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +45,11 @@ class RunFolder:
     config: GrowConfig
     kernels: dict[str, list[str]]
     """The ids of the kernels to choose from, by layer name."""
+    host: HostRecord | None
+    """None for runs of schema version 1."""
+    task_digest: str | None
+    """SHA-256 of the data; None for runs of schema version 1."""
+    schema_version: int
     genesis: str
     """SHA-256 of what `run.json` says but for where the library is; the ledger follows it."""
 
@@ -134,9 +147,25 @@ def check_free(path: Path) -> None:
         )
 
 
+_PACKAGES = (
+    *(
+        "esper-morphogenetic",
+        "numpy",
+        "jax",
+        "jaxlib",
+        "torch",
+        "equinox",
+        "flax",
+        "optax",
+        "grain",
+    ),
+)
+"""On which what a run computes may depend."""
+
+
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("esper-morphogenetic", "numpy", "jax", "jaxlib", "torch", "equinox", "optax"):
+    for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -144,8 +173,21 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def create_run(path: Path, config: GrowConfig, kernels: dict[str, list[str]]) -> RunFolder:
+def create_run(
+    path: Path,
+    config: GrowConfig,
+    kernels: dict[str, list[str]],
+    *,
+    host: HostRecord,
+    task_digest: str,
+    branch: dict[str, Any] | None = None,
+) -> RunFolder:
     """Make the folder of a new run.
+
+    Args:
+        kernels: ids to choose from, by layer name.
+        task_digest: SHA-256 of the data.
+        branch: from which run it branched off, and where.
 
     Raises:
         RunFolderError: where the folder is in use or cannot be written.
@@ -158,6 +200,9 @@ def create_run(path: Path, config: GrowConfig, kernels: dict[str, list[str]]) ->
         "schema_version": SCHEMA_VERSION,
         "config": config.model_dump(mode="json"),
         "kernels": kernels,
+        "host": {"sites": list(host.sites), "parameters": host.parameters},
+        "task": {"name": config.task, "digest": task_digest},
+        **({} if branch is None else {"branch": branch}),
         "versions": _versions(),
     }
     data = json.dumps(content, sort_keys=True, indent=1).encode()
@@ -169,7 +214,16 @@ def create_run(path: Path, config: GrowConfig, kernels: dict[str, list[str]]) ->
         raise RunFolderError(
             f"the output folder {path} cannot be written: {error}; give another --out"
         ) from error
-    return RunFolder(path, config, kernels, _genesis(content))
+    return RunFolder(path, config, kernels, host, task_digest, SCHEMA_VERSION, _genesis(content))
+
+
+def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run of schema version 1, in today's words."""
+    new = dict(config)
+    new["blueprints"] = [new.pop("blueprint")]
+    # A multiple of decide_every was not asked for then, and nothing is trained any more.
+    new["checkpoint_every"] = new["decide_every"]
+    return new
 
 
 def open_run(path: Path) -> RunFolder:
@@ -186,14 +240,22 @@ def open_run(path: Path) -> RunFolder:
         ) from error
     try:
         content: dict[str, Any] = json.loads(data)
-        if content["schema_version"] != SCHEMA_VERSION:
+        schema_version = content["schema_version"]
+        if schema_version not in (1, SCHEMA_VERSION):
             raise RunFolderError(
-                f"{path / RUN} has schema version {content['schema_version']}, this Esper reads"
-                f" {SCHEMA_VERSION}: use the Esper that wrote it"
+                f"{path / RUN} has schema version {schema_version}, this Esper reads up to"
+                f" {SCHEMA_VERSION}: use the Esper that wrote it, or a newer one"
             )
-        config = GrowConfig.model_validate_json(json.dumps(content["config"]))
+        values, host, digest = content["config"], None, None
+        if schema_version == 1:
+            values = _upgraded(values)
+        else:
+            own = content["host"]
+            host = HostRecord(tuple(map(str, own["sites"])), int(own["parameters"]))
+            digest = str(content["task"]["digest"])
+        config = GrowConfig.model_validate_json(json.dumps(values))
         kernels = {str(k): [str(i) for i in v] for k, v in content["kernels"].items()}
         genesis = _genesis(content)
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise RunFolderError(f"{path / RUN} is damaged: {error}") from error
-    return RunFolder(path, config, kernels, genesis)
+    return RunFolder(path, config, kernels, host, digest, schema_version, genesis)

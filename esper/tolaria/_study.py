@@ -12,7 +12,7 @@ from esper.tolaria._config import GrowConfig, make_config
 from esper.tolaria._run_folder import check_free
 
 STUDY = "study.json"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 
 
 class Study(NamedTuple):
@@ -71,8 +71,17 @@ def open_study(path: Path) -> Study:
     """
     try:
         content = json.loads((path / STUDY).read_bytes())
-        if content["schema_version"] != _SCHEMA_VERSION:
-            raise ValueError(f"schema version {content['schema_version']}")
+        version = content["schema_version"]
+        if version == 1:
+            raise RunFolderError(
+                f"{path / STUDY} was written by an older Esper, whose runs this one does not train"
+                " on: each of them can be replayed and shown by itself"
+            )
+        if version != _SCHEMA_VERSION:
+            raise RunFolderError(
+                f"{path / STUDY} has schema version {version}, this Esper reads {_SCHEMA_VERSION}:"
+                " use the Esper that wrote it, or a newer one"
+            )
         config = GrowConfig.model_validate_json(json.dumps(content["config"]))
         seeds = int(content["seeds"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:

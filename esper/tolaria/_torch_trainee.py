@@ -1,260 +1,331 @@
-"""A host on torch: an MLP wrapped with seeds."""
+"""A host on torch in training: any module, with seeds in its layers."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from esper.artifacts import Artifact
+from esper.contracts import KernelSignature
+from esper.errors import InputError
 from esper.execution import load_torch_kernel
-from esper.tolaria._tasks import Task, initial_host
+from esper.tamiyo import Cost, Probe
+from esper.tezzeret import artifact_cost
+from esper.tolaria import _torch_held, _torch_measure
+from esper.tolaria._torch_data import Examples, Objective, TaskData
+from esper.tolaria._torch_held import Held
+from esper.tolaria._torch_network import TorchNetwork
+from esper.tolaria._torch_optimiser import HOST, GroupedOptimiser
+from esper.tolaria._torch_probe import probe
+from esper.tolaria._torch_random import NOTHING, random_stream
+from esper.tolaria._torch_survey import Site, site_signature, survey
 from esper.tolaria._trainee import (
     ArrayTree,
+    Batch,
     Evaluation,
+    Optimisation,
+    Params,
     Place,
-    muted_state,
-    state_tree,
-    tree_state,
+    Rates,
+    part_means,
 )
-from esper_adapters.pytorch import KasminaLayer, absorb_faults, advance_layers, wrap
-from esper_functional import (
-    Event,
-    EventKind,
-    SeedLifecycleState,
-    SeedState,
-    health_score,
-    running_seeds,
-)
+from esper_functional import Event, EventKind, SeedState, running_seeds
 
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[batch, features]` to logits `[batch, classes]`."""
-        *hidden, last = self.layers
-        for layer in hidden:
-            x = torch.relu(layer(x))
-        return last(x)
-
-
-def _arrays(named: Iterable[tuple[str, Tensor]]) -> dict[str, np.ndarray]:
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in named}
+if TYPE_CHECKING:
+    from esper.tolaria.tasks import Task
 
 
 class TorchTrainee:
-    """See `Trainee`."""
+    """See `Trainee`.
+
+    Optimisers are torch's fused ones on every device. bfloat16 is by autocast, with parameters in
+    float32. A host that draws random numbers draws them by seed and step; torch's own random state
+    is never changed.
+
+    Args:
+        seed: of the host's first parameters, and of what it draws.
+        seeds_per_layer: how many kernels each layer can carry.
+        blend: "convex", "residual" or "sequential".
+        isolate: stop gradients from kernels to the layers' inputs.
+        grow_at: paths of layers that carry seeds besides all linear ones; by default the host's
+            own.
+        evaluation_batch: most examples of one forward pass without gradients, variants counted;
+            None for a whole part, and all variants, at once.
+        threads: of torch, in this process; None leaves them as they are.
+
+    Raises:
+        InputError: for an optimisation that torch's optimisers do not have, or a host that does
+            not take a batch and return one tensor that is for the task's labels.
+        SeedIndexError: where `grow_at` names a layer that is not there.
+    """
 
     def __init__(
         self,
-        task: Task,
+        task: "Task",
         *,
         seed: int,
         seeds_per_layer: int,
         blend: str,
-        optimizer: str,
-        learning_rate: float,
+        isolate: bool = False,
+        grow_at: Sequence[str] = (),
+        optimisation: Optimisation | None = None,
+        evaluation_batch: int | None = None,
+        threads: int | None = None,
     ) -> None:
-        host = MLP(task.host_sizes)
-        first = {name: torch.tensor(v) for name, v in initial_host(task.host_sizes, seed).items()}
-        host.load_state_dict(first)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = wrap(host.to(self._device), seeds_per_layer=seeds_per_layer, blend=blend)
-        self._table = self._model.seed_table
-        self._layers: list[KasminaLayer] = list(self._model.kasmina_layers.values())
-        self.sites = tuple(self._table.names)
-        self._make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
-        self._learning_rate = learning_rate
-        self._host_params = dict(host.named_parameters())
-        self._optimizer = self._make(self._host_params.values(), lr=learning_rate)
-        self._splits = {
-            name: (
-                torch.tensor(split.x, device=self._device),
-                torch.tensor(split.y.astype(np.int64), device=self._device),
-            )
-            for name, split in task.splits.items()
-        }
+        chosen = Optimisation() if optimisation is None else optimisation
+        if threads is not None:
+            torch.set_num_threads(threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._seed = seed
+        self._accumulate = chosen.accumulate
+        self._evaluation_batch = evaluation_batch
+        self._objective = Objective(task.loss)
+        with random_stream(device, seed, 0):
+            # Of a user's own function, which may draw without saying from what.
+            host = task.host.torch(seed)
+        self._network = TorchNetwork(
+            host,
+            grow_at=tuple(grow_at) or task.host.grow_at,
+            seeds_per_layer=seeds_per_layer,
+            blend=blend,
+            isolate=isolate,
+            precision=chosen.precision,
+            device=device,
+        )
+        self._data = TaskData(task, device)
+        self._optimiser = GroupedOptimiser(self._network.host, chosen)
+        self.sites: tuple[str, ...] = tuple(self._network.table.names)
+        first = self._data.inputs(np.array(task.train.x[:3]))
+        self._survey = survey(self._network.model, self._network.layers, first)
+        self._objective.check(self._survey.outputs, task)
+        self._costs: dict[str, Cost] = {}
 
     @property
     def compilations(self) -> int:
+        """0: torch runs what it is told."""
         return 0
 
     @property
     def seeds(self) -> SeedState:
-        return self._table.state
+        """The state of all seeds, in numpy."""
+        return self._network.seeds
 
-    def layer_shape(self, row: int) -> tuple[int, int]:
-        return self._layers[row].in_features, self._layers[row].out_features
+    def signature(self, row: int) -> KernelSignature:
+        """See `Trainee.signature`."""
+        return site_signature(self._network.layers[row], self._survey.sites[row])
 
-    def prepare(self, event: Event, artifact: Artifact) -> None:
+    def cost(self, kernels: Sequence[Artifact] = ()) -> Cost:
+        """See `Trainee.cost`; a kernel of vectors in a layer of sequences runs once a position."""
+        network = self._network
+        parameters = sum(p.numel() for p in network.host.values())
+        flops = self._survey.flops
+        run = [(row, network.slot(row, seed)) for row, seed in running_seeds(self.seeds)]
+        running = [(network.grafts[slot].artifact, row) for row, slot in run]
+        for artifact, row in [*running, *((own, None) for own in kernels)]:
+            own = self._kernel_cost(artifact)
+            parameters += own.parameters
+            flops += own.flops * self._positions(artifact, row)
+        return Cost(parameters, flops)
+
+    def _kernel_cost(self, artifact: Artifact) -> Cost:
+        if artifact.kernel_id not in self._costs:
+            counted = artifact_cost(artifact)
+            self._costs[artifact.kernel_id] = Cost(counted.parameter_count, float(counted.flops))
+        return self._costs[artifact.kernel_id]
+
+    def _positions(self, artifact: Artifact, row: int | None) -> int:
+        """How often a kernel runs for one example: at its layer, or at the layer that it fits."""
+        wanted = artifact.manifest.signature
+        size = int(np.prod(wanted.input_shape))
+
+        def fits(site: Site | str) -> bool:
+            shape = () if isinstance(site, str) else site.input_shape
+            return tuple(wanted.input_shape) in (shape, shape[-len(wanted.input_shape) :])
+
+        rows = range(len(self.sites)) if row is None else [row]
+        found = [
+            int(np.prod(site.input_shape)) // size
+            for site in (self._survey.sites[own] for own in rows)
+            if isinstance(site, Site) and fits(site)
+        ]
+        return max(found, default=1)
+
+    # How seeds change
+
+    def prepare(self, event: Event, artifact: Artifact, *, incubate: bool = False) -> None:
+        """Read the kernel's program, which is kept for when it is grafted."""
         load_torch_kernel(artifact)
 
-    def _forget(self, params: Iterable[nn.Parameter]) -> None:
-        """Take parameters out of the optimiser; all others keep their moments."""
-        gone = {id(p) for p in params}
-        self._optimizer.param_groups = [
-            group
-            for group in self._optimizer.param_groups
-            if not any(id(p) in gone for p in group["params"])
-        ]
-        for p in [p for p in self._optimizer.state if id(p) in gone]:
-            del self._optimizer.state[p]
+    def apply(
+        self, event: Event, artifact: Artifact | None = None, params: Params | None = None
+    ) -> None:
+        """See `Trainee.apply`.
 
-    def _adopt(self, params: Iterable[nn.Parameter]) -> None:
-        self._optimizer.add_param_group({"params": list(params)})
-
-    def apply(self, event: Event, artifact: Artifact | None = None) -> None:
-        layer = self._layers[event.layer]
-        before = layer.kernel(event.seed)
-        kernel = load_torch_kernel(artifact) if artifact is not None else None
-        layer.apply_event(event, kernel)
-        grafted = layer.kernel(event.seed)
-        if event.kind is EventKind.ACTIVATE and grafted is not None:
-            self._adopt(grafted.parameters())
-            return
-        stage = SeedLifecycleState(int(self.seeds.stage[event.layer, event.seed]))
-        if before is not None and stage is not SeedLifecycleState.ACTIVE:
-            self._forget(before.parameters())
+        Raises:
+            InputError: for an ACTIVATE event without an artifact, or parameters that do not fit.
+        """
+        network, slot = self._network, self._network.slot(event.layer, event.seed)
+        averages = self._optimiser.groups[HOST].averages
+        if event.kind is EventKind.FOSSILIZE and network.trains(slot):
+            self._optimiser.settle(slot)
+        folds = event.kind is EventKind.FOLD and bool(averages)
+        before = {name: p.detach().clone() for name, p in network.host.items()} if folds else {}
+        network.apply(event, artifact, params)
+        if event.kind is EventKind.ACTIVATE:
+            self._optimiser.adopt(slot, network.kernel_params(slot))
+        elif not network.trains(slot):
+            self._optimiser.forget(slot)
+        for name, average in averages.items() if folds else ():
+            # The host's weights jumped by the kernel's, and their average with them.
+            average += network.host[name].detach() - before[name]
 
     def advance(self, step: int) -> None:
-        advance_layers(self._table, self._layers, step)
-
-    def step(self, indices: np.ndarray | None) -> Any:
-        x, y = self._splits["train"]
-        if indices is not None:
-            chosen = torch.from_numpy(indices).to(self._device)
-            x, y = x[chosen], y[chosen]
-        self._model.train()
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self._model(x), y)
-        loss.backward()
-        self._optimizer.step()
-        return loss.detach()
-
-    def read_losses(self, losses: Sequence[Any]) -> np.ndarray:
-        if not losses:
-            return np.zeros(0, np.float32)
-        rows = [torch.as_tensor(loss, device=self._device) for loss in losses]
-        return torch.stack(rows).float().cpu().numpy()
+        """See `Trainee.advance`."""
+        self._network.advance(step)
 
     def absorb(self, step: int) -> list[Event]:
-        events = absorb_faults(self._table, self._layers, step)
+        """See `Trainee.absorb`."""
+        events = self._network.absorb(step)
         for event in events:
-            kernel = self._layers[event.layer].kernel(event.seed)
-            stage = SeedLifecycleState(int(self.seeds.stage[event.layer, event.seed]))
-            if kernel is not None and stage is not SeedLifecycleState.ACTIVE:
-                self._forget(kernel.parameters())
+            slot = self._network.slot(event.layer, event.seed)
+            if not self._network.trains(slot):
+                self._optimiser.forget(slot)
         return events
 
-    def evaluate(self, split: str, muted: Collection[Place] = ()) -> Evaluation:
-        x, y = self._splits[split]
-        held = self.seeds
-        outputs: list[Tensor] = []
-        hooks = [
-            layer.register_forward_pre_hook(
-                lambda layer, inputs: outputs.extend(layer.capture(inputs[0]))
+    # How it trains
+
+    def step(self, batch: np.ndarray | Batch | None, rates: Rates, step: int) -> Any:
+        """See `Trainee.step`.
+
+        Raises:
+            InputError: for a batch that cannot be divided into equal parts.
+        """
+        examples = self._data.batch(batch)
+        self._network.train(True)
+        self._optimiser.zero_grad()
+        with self._random(1, step):
+            loss = self._accumulated(examples)
+        self._optimiser.update(rates)
+        return loss
+
+    def _random(self, *words: int) -> contextlib.AbstractContextManager[None]:
+        if not self._survey.random:
+            return NOTHING
+        return random_stream(self._network.device, self._seed, *words)
+
+    def _accumulated(self, examples: Examples) -> Tensor:
+        """The mean loss of a batch, with its gradients added to the parameters'."""
+        parts, count = self._accumulate, len(examples.y)
+        if parts == 1:
+            return self._part(examples, 1)
+        if count % parts:
+            raise InputError(
+                f"a batch of {count} examples cannot be accumulated in {parts} equal parts: choose"
+                f" a batch size that {parts} divides, or another `accumulate`"
             )
-            for layer in self._layers
+        size = count // parts
+        chunks = [
+            Examples(examples.x[i : i + size], examples.y[i : i + size])
+            for i in range(0, count, size)
         ]
-        self._model.eval()
-        self._table.state = muted_state(held, muted)
-        try:
-            with torch.no_grad():
-                for layer in self._layers:
-                    layer.refresh_alpha()
-                logits = self._model(x)
-                loss = F.cross_entropy(logits, y)
-                accuracy = (logits.argmax(-1) == y).float().mean()
-        finally:
-            self._table.state = held
-            for layer in self._layers:
-                layer.refresh_alpha()
-            for hook in hooks:
-                hook.remove()
-        health = [float(health_score(k.cpu().numpy())) for k in outputs]
-        return Evaluation(
-            float(loss), float(accuracy), dict(zip(running_seeds(held), health, strict=True))
-        )
+        losses = self._network.counted_once(parts, lambda part: self._part(chunks[part], parts))
+        return torch.stack(losses).sum()
+
+    def _part(self, examples: Examples, parts: int) -> Tensor:
+        network, (x, y) = self._network, examples
+        with network.precision():
+            loss = self._objective.loss(network.model(x), y)
+        share = loss if parts == 1 else loss / parts
+        share.backward()
+        if network.incubates:
+            with network.precision():
+                shadows = [self._objective.loss(own, y) / parts for own in network.shadow(x)]
+            for shadow in shadows:
+                shadow.backward()
+        return share.detach()
+
+    def read_losses(self, losses: Sequence[Any]) -> np.ndarray:
+        """See `Trainee.read_losses`."""
+        if not losses:
+            return np.zeros(0, np.float32)
+        rows = [torch.as_tensor(loss, device=self._network.device) for loss in losses]
+        return torch.stack(rows).float().cpu().numpy()
+
+    # How it is judged
+
+    @contextlib.contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Evaluation mode, without gradients, by the averages where there are any."""
+        self._network.train(False)
+        with (
+            torch.no_grad(),
+            self._random(2),
+            self._network.precision(),
+            self._optimiser.averaged(),
+        ):
+            yield
+
+    def evaluate(self, split: str, muted: Collection[Place] = ()) -> Evaluation:
+        """See `Trainee.evaluate`; health is of the kernels that are blended."""
+        with self._judged(), self._network.muted(muted):
+            return _torch_measure.evaluate(
+                self._network, self._data, self._objective, split, self._evaluation_batch
+            )
+
+    def losses_without(
+        self, split: str, variants: Sequence[Collection[Place]], *, parts: int = 1
+    ) -> np.ndarray:
+        """See `Trainee.losses_without`."""
+        with self._judged():
+            losses = _torch_measure.losses_without(
+                self._network, self._data, self._objective, split, self._evaluation_batch, variants
+            )
+        return part_means(losses, parts)
+
+    def probe(self, row: int, indices: np.ndarray) -> Probe:
+        """See `Trainee.probe`; of the network as it is judged, in float32.
+
+        Raises:
+            InputError: for a layer that the host does not call once in a pass.
+        """
+        self._network.train(False)
+        examples = self._data.batch(indices)
+        with self._random(3), self._optimiser.averaged():
+            return probe(self._network, self._objective, row, self._survey.sites[row], examples)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        self._model.eval()
-        with torch.no_grad():
-            logits = self._model(torch.tensor(x, device=self._device))
-            return torch.softmax(logits, -1).cpu().numpy()
+        """See `Trainee.predict`."""
+        size = self._evaluation_batch or max(1, len(x))
+        with self._judged():
+            rows = [
+                self._objective.predictions(self._network.model(self._data.inputs(x[i : i + size])))
+                for i in range(0, max(1, len(x)), size)
+            ]
+            return torch.cat(rows).cpu().numpy()
 
-    def parameter_count(self) -> int:
-        return sum(p.numel() for p in self._model.parameters())
+    # How it is kept
 
-    def _kernels(self) -> dict[int, Any]:
-        columns = self.seeds.shape[1]
-        return {
-            layer.row * columns + seed: kernel
-            for layer in self._layers
-            for seed in range(columns)
-            if (kernel := layer.kernel(seed)) is not None
-        }
+    def hold(self) -> Held:
+        """See `Trainee.hold`."""
+        return _torch_held.hold(self._network, self._optimiser)
 
-    def _moments(self, params: Mapping[str, nn.Parameter]) -> dict[str, dict[str, np.ndarray]]:
-        state = self._optimizer.state
-        return {
-            name: {key: np.asarray(value.detach().cpu()) for key, value in state[p].items()}
-            for name, p in params.items()
-            if state.get(p)
-        }
+    def take_back(self, held: Held) -> None:
+        """See `Trainee.take_back`."""
+        _torch_held.take_back(held, self._network, self._optimiser)
 
-    def snapshot(self) -> ArrayTree:
-        kernels = self._kernels()
-        moments = {str(s): self._moments(dict(k.named_parameters())) for s, k in kernels.items()}
-        return {
-            "host": _arrays(self._host_params.items()),
-            "host_moments": self._moments(self._host_params),
-            "kernels": {str(s): _arrays(k.named_parameters()) for s, k in kernels.items()},
-            "moments": {slot: own for slot, own in moments.items() if own},
-            "seeds": state_tree(self.seeds),
-        }
-
-    def _load_params(self, params: Mapping[str, nn.Parameter], arrays: Mapping[str, Any]) -> None:
-        with torch.no_grad():
-            for name, p in params.items():
-                p.copy_(torch.tensor(np.asarray(arrays[name])))
-
-    def _load_moments(
-        self, params: Mapping[str, nn.Parameter], moments: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        for name, own in moments.items():
-            p = params[name]
-            self._optimizer.state[p] = {
-                # torch keeps its step counts on the CPU whatever the device.
-                key: torch.tensor(
-                    np.asarray(value), device="cpu" if key == "step" else self._device
-                )
-                for key, value in own.items()
-            }
+    def snapshot(self, held: Held | None = None) -> ArrayTree:
+        """See `Trainee.snapshot`."""
+        return _torch_held.snapshot(self.hold() if held is None else held)
 
     def restore(self, tree: ArrayTree, artifacts: Mapping[int, Artifact]) -> None:
-        columns = self.seeds.shape[1]
-        self._table.state = tree_state(tree["seeds"])
-        for name, arrays in tree.get("kernels", {}).items():
-            layer = self._layers[int(name) // columns]
-            kernel = load_torch_kernel(artifacts[int(name)])
-            grafted = layer.place(int(name) % columns, kernel)
-            self._load_params(dict(grafted.named_parameters()), arrays)
-        for layer in self._layers:
-            layer.refresh()
-        self._load_params(self._host_params, tree["host"])
-        self._optimizer = self._make(self._host_params.values(), lr=self._learning_rate)
-        self._load_moments(self._host_params, tree.get("host_moments", {}))
-        for slot, kernel in sorted(self._kernels().items()):
-            stage = SeedLifecycleState(int(self.seeds.stage[divmod(slot, columns)]))
-            if stage is SeedLifecycleState.ACTIVE:
-                own = dict(kernel.named_parameters())
-                self._adopt(own.values())
-                self._load_moments(own, tree.get("moments", {}).get(str(slot), {}))
+        """See `Trainee.restore`.
+
+        Raises:
+            InputError: for a snapshot of another host, or of kernels without their artifacts;
+                nothing is changed.
+            ArtifactError: for an artifact that is refused; nothing is changed.
+        """
+        self.take_back(_torch_held.read_snapshot(tree, artifacts, self._network))

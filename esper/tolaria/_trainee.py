@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from esper.artifacts import Artifact
+from esper.contracts import KernelSignature
+from esper.tamiyo import Cost, Probe
+from esper.tolaria.tasks import Batch
 from esper_functional import Event, SeedState
 
 Place = tuple[int, int]
@@ -15,10 +18,45 @@ Place = tuple[int, int]
 ArrayTree = Mapping[str, Any]
 """Nested mappings of names to numpy arrays: what a checkpoint holds."""
 
+Params = Mapping[str, np.ndarray]
+"""A kernel's parameters by their names in the artifact."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimisation:
+    """How parameters train, on either backend. Moments are kept for host and kernels apart.
+
+    The learning rate is no part of it: it comes with every step, so that schedules are data.
+    """
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: float = 0.0
+    """Of sgd, in [0, 1)."""
+    weight_decay: float = 0.0
+    """Decoupled (Loshchilov and Hutter, 2019), of adamw and sgd: p <- p - rate · decay · p."""
+    clip_norm: float | None = None
+    """Largest global norm of the host's gradient, and of each kernel's by itself: so a graft
+    leaves the host's clipping as it was."""
+    accumulate: int = 1
+    """Parts, equal in size, that a batch is computed in; their gradients are averaged."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of forward and backward passes; parameters and moments are float32 in any case."""
+    ema_decay: float | None = None
+    """Of an exponential moving average of all parameters, by which the network is then judged;
+    a kernel's begins with its first parameters."""
+
+
+class Rates(NamedTuple):
+    """The learning rates of one step."""
+
+    host: float
+    kernels: Mapping[int, float]
+    """By slot, of kernels whose rate is another than the host's, as while they warm up."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A loss (mean cross-entropy) and an accuracy in [0, 1] on one split."""
+    """A mean loss and an accuracy in [0, 1] on one split; NaN accuracy for regression."""
 
     loss: float
     accuracy: float
@@ -42,24 +80,47 @@ class Trainee(Protocol):
         """The state of all seeds, in numpy."""
         ...
 
-    def layer_shape(self, row: int) -> tuple[int, int]:
-        """(in, out) features of a layer with seeds."""
+    def signature(self, row: int) -> KernelSignature:
+        """What a kernel must take and give at a layer with seeds.
+
+        Raises:
+            InputError: for a layer whose shapes no kernel can be compiled for.
+        """
         ...
 
-    def prepare(self, event: Event, artifact: Artifact) -> None:
-        """Begin, in the background, what an ACTIVATE event of a LOADING seed will need."""
+    def cost(self, kernels: Sequence[Artifact] = ()) -> Cost:
+        """Of host and running kernels, and of `kernels` that are to come."""
         ...
 
-    def apply(self, event: Event, artifact: Artifact | None = None) -> None:
-        """Change a seed; ACTIVATE needs the artifact that it grafts."""
+    def prepare(self, event: Event, artifact: Artifact, *, incubate: bool = False) -> None:
+        """Begin, in the background, what an ACTIVATE event of a LOADING seed will need.
+
+        Args:
+            incubate: whether an INCUBATE event follows at once.
+        """
+        ...
+
+    def apply(
+        self, event: Event, artifact: Artifact | None = None, params: Params | None = None
+    ) -> None:
+        """Change a seed; ACTIVATE needs the artifact that it grafts.
+
+        Args:
+            params: the kernel's first parameters, where they are others than the artifact's.
+        """
         ...
 
     def advance(self, step: int) -> None:
         """Bring ramps to `step`."""
         ...
 
-    def step(self, indices: np.ndarray | None) -> Any:
-        """One optimiser step on some training examples; returns the loss, on the device."""
+    def step(self, batch: np.ndarray | Batch | None, rates: Rates, step: int) -> Any:
+        """One optimiser step; returns the loss, on the device.
+
+        Args:
+            batch: i32 indices of training examples, other examples, or None for all.
+            step: by which random numbers are drawn.
+        """
         ...
 
     def read_losses(self, losses: Sequence[Any]) -> np.ndarray:
@@ -74,16 +135,44 @@ class Trainee(Protocol):
         """Loss and accuracy, as if the seeds in `muted` had alpha 0."""
         ...
 
+    def losses_without(
+        self, split: str, variants: Sequence[Collection[Place]], *, parts: int = 1
+    ) -> np.ndarray:
+        """Mean losses with the seeds of each variant at alpha 0, all variants in one batched pass.
+
+        Args:
+            parts: how many parts the split is dealt out to, example by example, as cards are: data
+                may lie in order, by class say, and each part is to be like the whole.
+
+        Returns:
+            f32 `[variants, parts]`; fewer parts where there are fewer examples.
+        """
+        ...
+
+    def probe(self, row: int, indices: np.ndarray) -> Probe:
+        """What a layer sees on training examples `indices`; changes nothing."""
+        ...
+
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Class probabilities `[n, classes]` f32 for examples `[n, features]`."""
+        """The network's outputs `[n, ...]` f32 (class probabilities for cross-entropy)."""
         ...
 
-    def parameter_count(self) -> int:
-        """Scalars of the host and of all running kernels."""
+    def hold(self) -> Any:
+        """All of the trainee as it is now, kept in memory; later steps leave it as it is."""
         ...
 
-    def snapshot(self) -> ArrayTree:
-        """Parameters, optimiser moments and seed state."""
+    def take_back(self, held: Any) -> None:
+        """Be again what `hold` kept, which may be taken back to again."""
+        ...
+
+    def snapshot(self, held: Any | None = None) -> ArrayTree:
+        """All that training goes on from, as numpy arrays that later steps leave as they are.
+
+        Parameters, moments, averages, the model's own state, random numbers and seeds.
+
+        Args:
+            held: what `hold` kept; None for now.
+        """
         ...
 
     def restore(self, tree: ArrayTree, artifacts: Mapping[int, Artifact]) -> None:
@@ -109,3 +198,10 @@ def muted_state(state: SeedState, muted: Collection[Place]) -> SeedState:
     for place in muted:
         alpha[place] = 0.0
     return state.replace(alpha=alpha)
+
+
+def part_means(losses: np.ndarray, parts: int) -> np.ndarray:
+    """Means f32 `[variants, parts]` of losses `[variants, examples]`, dealt out to parts."""
+    count = max(1, min(parts, losses.shape[1]))
+    means = [losses[:, part::count].mean(axis=1, dtype=np.float64) for part in range(count)]
+    return np.stack(means, axis=1).astype(np.float32)

@@ -2,30 +2,56 @@
 
 Steps are the optimiser's; between some of them lie decision boundaries, where
 losses are read, seeds are judged, and all that has happened is recorded. Seeds
-change at boundaries and at the end of their loading time, and nowhere else.
-Nothing depends on a clock: a run is a function of its configuration.
+change at boundaries, at the end of their loading time and at the end of their
+incubation, and nowhere else. Nothing depends on a clock: a run is a function of its
+configuration.
+
+At each boundary the run is held in memory as it is. Where training diverges before
+the next one, parameters, moments, seeds, random numbers and the data's cursor go back
+to that together, and training goes on from there.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from esper.artifacts import Artifact
-from esper.checkpoints import CheckpointError, save_checkpoint, tree_digest
+from esper.checkpoints import CheckpointWriter, checkpoint_steps, tree_digest
 from esper.errors import EsperError
 from esper.oona import Bus, InProcessBus, Topic
-from esper.tamiyo import Action, Controller, Decision, Observation
+from esper.tamiyo import (
+    Action,
+    Controller,
+    Decision,
+    Guard,
+    Observation,
+    Probe,
+    Veto,
+    Worth,
+)
 from esper.tolaria._config import GrowConfig
-from esper.tolaria._ledger import MARK, Ledger, event_entry
+from esper.tolaria._course import Course
+from esper.tolaria._divergence import REMEDIES, given_up, trouble_in, trouble_of
+from esper.tolaria._grower import Grower
+from esper.tolaria._hooks import Hooks
+from esper.tolaria._journal import Journal
+from esper.tolaria._ledger import Ledger
+from esper.tolaria._rates import rate_table
 from esper.tolaria._run_folder import RunFolder
-from esper.tolaria._tasks import Task, batch_indices
-from esper.tolaria._trainee import Trainee
+from esper.tolaria._trainee import Evaluation, Rates, Trainee
+from esper.tolaria.tasks import Loader, Task
+from esper.tolaria.worth import removal_costs
 from esper.urza import KernelRecord, Library
-from esper_functional import Event, EventKind, SeedLifecycleState, state_digest
+from esper_functional import Event, EventKind, state_digest
+
+FLOPS_PER_STEP = 3
+"""Forward passes that a training step counts as: the backward pass is two (Kaplan et al., 2020)."""
+
+WORTH_PARTS = 8
+"""Parts of the validation data over which the interval of a worth is taken."""
 
 
 class Interrupted(EsperError):
@@ -49,6 +75,15 @@ class Clock:
             self.spent[activity] = self.spent.get(activity, 0.0) + elapsed
 
 
+class _Held(NamedTuple):
+    """The run right after a boundary."""
+
+    step: int
+    trainee: Any
+    course: dict[str, Any]
+    lines: int
+
+
 class Trainer:
     """One run, from its step to its last.
 
@@ -56,12 +91,12 @@ class Trainer:
         folder: where it is recorded.
         trainee: the host on its backend.
         controller: None trains without growing.
+        guard: refuses what its rules do not allow.
         library: where kernels are.
         candidates: kernels to choose from, by layer row.
         ledger: open at the run's step.
         bus: measurements and events are published on it.
-        stop: is asked before every step whether to stop.
-        after_boundary: is called when a boundary's measurements are published.
+        hooks: what the user wants called.
     """
 
     def __init__(
@@ -70,32 +105,52 @@ class Trainer:
         folder: RunFolder,
         task: Task,
         trainee: Trainee,
+        loader: Loader,
         controller: Controller | None,
+        guard: Guard,
         library: Library,
         candidates: Mapping[int, list[KernelRecord]],
         ledger: Ledger,
         bus: Bus | None = None,
-        stop: Callable[[], bool] = lambda: False,
+        hooks: Hooks | None = None,
         clock: Clock | None = None,
-        after_boundary: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = folder
         self._config: GrowConfig = folder.config
         self._task = task
         self._trainee = trainee
+        self._loader = loader
         self._controller = controller
-        self._library = library
+        self._guard = guard
         self._candidates = candidates
         self._ledger = ledger
         self._bus = bus or InProcessBus()
-        self._stop = stop
+        self._hooks = hooks or Hooks()
+        self._journal = Journal(ledger, self._bus, self._hooks.on_entry)
         self._clock = clock or Clock()
-        self._after_boundary = after_boundary
+        self._writer = CheckpointWriter(folder.checkpoints)
         self._restored = False
         self._losses: list[Any] = []
-        self._kernel_ids: dict[int, str] = {}
-        """Artifact of every seed that holds or awaits a kernel, by slot."""
-        self._artifacts: dict[str, Artifact] = {}
+        self._held: _Held | None = None
+        self._host_cost = trainee.cost()
+        self._last = self._config.steps
+        """The step at which the run ends: known when its budget of FLOPs is used up."""
+        self._ended = False
+        self._asked = False
+        self._course = Course()
+        self._grower = Grower(
+            trainee=trainee,
+            journal=self._journal,
+            library=library,
+            config=self._config,
+            course=self._course,
+            probe=self._probe,
+        )
+        config = self._config
+        self._table = rate_table(
+            config.schedule, config.learning_rate, steps=config.steps, warmup=config.warmup_steps
+        ).tolist()
+        self._examples = config.batch_size or len(task.train)
         self.regions: dict[str, np.ndarray] = {}
         """Probability of class 1 over a grid, before and after growth."""
 
@@ -104,172 +159,305 @@ class Trainer:
 
         Raises:
             Interrupted: when asked to stop, with a checkpoint of that step.
+            DivergedError: where training diverges however often it is taken back.
+            CheckpointError: where one could not be written.
         """
         try:
             self._run(start)
         finally:
             self._ledger.close()
+            self._writer.close()
 
     def _run(self, start: int) -> None:
         config = self._config
         if not self._restored:
-            self._graft_initially()
-        for step in range(start, config.steps):
-            if self._stop():
-                self._checkpoint(step, advanced=step - 1)
+            for graft in config.initial_grafts:
+                layer = self._trainee.sites.index(graft.site)
+                self._grower.graft_at_once(layer, graft.seed, graft.kernel)
+        step, past = start, self._held.step if self._held is not None else -1
+        self._asked = self._hooks.stop()
+        while True:
+            if self._asked and step < self._last:
+                self._save_as_it_is(step)
                 raise Interrupted(
                     f"stopped before step {step}; go on with --resume {self._folder.path}"
                 )
-            if step % config.checkpoint_every == 0 and step > start:
-                self._checkpoint(step, advanced=step - 1)
-            if step % config.decide_every == 0:
-                self._boundary(step)
-            self._activate_loaded(step)
-            self._trainee.advance(step)
-            indices = batch_indices(self._task, config.batch_size, config.seed, step)
-            with self._clock.charge("train"):
-                self._losses.append(self._trainee.step(indices))
-        self._finish()
+            if (step % config.decide_every == 0 or step == self._last) and step != past:
+                cause = self._boundary(step, save=start < step < self._last)
+                if cause is not None:
+                    step = past = self._take_back(step, cause)
+                    continue
+                past = step
+            if step == self._last or self._ended:
+                break
+            step = self._stretch(step)
+        self._finish(step)
 
-    # Events
+    def _stretch(self, step: int) -> int:
+        """Train to the next boundary, or until something asks to be looked at."""
+        config, course, trainee = self._config, self._course, self._trainee
+        end = min(self._last, step - step % config.decide_every + config.decide_every)
+        if self._grower.next_due() == step:
+            with self._clock.charge("compile"):
+                self._grower.go_on(step)
+        due = self._grower.next_due()
+        end = end if due is None else min(end, due)
+        trainee.advance(step)
+        warm = self._warming(step)
+        ramping = bool(np.asarray(trainee.seeds.ramp_span).any())
+        flops, on_step, losses = self._step_flops(), self._hooks.on_step, self._losses
+        budget = config.max_training_flops or math.inf
+        with self._clock.charge("train"):
+            while step < end and not self._asked:
+                if course.flops + flops > budget:
+                    self._last = step
+                    break
+                rates = Rates(self._table[step] * course.rate_scale, self._warmth(warm, step))
+                if ramping:
+                    trainee.advance(step)
+                loss = trainee.step(self._loader.batch(step + course.offset), rates, step)
+                losses.append(loss)
+                course.flops += flops
+                if on_step is not None:
+                    on_step(step, loss)
+                step += 1
+                self._asked = step < self._last and self._hooks.stop()
+        return step
 
-    def _record(self, events: list[tuple[Event, str]]) -> None:
-        if not events:
-            return
-        entries = [event_entry(event, reason) for event, reason in events]
-        with self._clock.charge("record"):
-            self._ledger.append(entries)
-        for entry in entries:
-            self._bus.publish(Topic.SEED_EVENT, entry)
+    def _step_flops(self) -> float:
+        """Of a training step, as the network is."""
+        cost = self._trainee.cost()
+        incubating = int(np.asarray(self._trainee.seeds.incubating).sum())
+        return FLOPS_PER_STEP * self._examples * cost.flops * (1 + incubating)
 
-    def _mark(self, step: int, name: str, **digests: str) -> None:
-        entry = {"kind": MARK, "step": step, "name": name, **digests}
-        with self._clock.charge("record"):
-            self._ledger.append([entry])
+    def _warming(self, step: int) -> dict[int, int]:
+        """When the kernels were grafted whose learning rates still rise, by slot."""
+        span = self._config.kernel_warmup_steps
+        return {
+            slot: graft.born
+            for slot, graft in self._course.grafts.items()
+            if graft.born is not None and graft.born + span > step
+        }
 
-    def _change(self, event: Event, reason: str = "", artifact: Artifact | None = None) -> None:
-        """Change a seed, then record that it was changed."""
-        self._trainee.apply(event, artifact)
-        self._record([(event, reason)])
+    def _warmth(self, warming: Mapping[int, int], step: int) -> dict[int, float]:
+        if not warming:
+            return {}
+        rate, span = self._table[step] * self._course.rate_scale, self._config.kernel_warmup_steps
+        return {slot: rate * min(1.0, (step - born + 1) / span) for slot, born in warming.items()}
 
-    def _artifact(self, kernel_id: str) -> Artifact:
-        if kernel_id not in self._artifacts:
-            self._artifacts[kernel_id] = self._library.get(kernel_id)
-        return self._artifacts[kernel_id]
+    # Boundaries.
 
-    def _load(self, step: int, layer: int, seed: int, kernel_id: str, reason: str) -> None:
-        slot = layer * self._config.seeds_per_layer + seed
-        self._kernel_ids[slot] = kernel_id
-        load = Event(step, layer, seed, EventKind.LOAD, kernel_id, float(slot))
-        self._change(load, reason)
-        with self._clock.charge("compile"):
-            coming = Event(step, layer, seed, EventKind.ACTIVATE, kernel_id, 0.0)
-            self._trainee.prepare(coming, self._artifact(kernel_id))
+    def _boundary(self, step: int, *, save: bool) -> str | None:
+        """Look at what was trained, and let the network grow.
 
-    def _activate(self, step: int, layer: int, seed: int, alpha: float) -> None:
-        slot = layer * self._config.seeds_per_layer + seed
-        kernel_id = self._kernel_ids[slot]
-        event = Event(step, layer, seed, EventKind.ACTIVATE, kernel_id, alpha)
-        with self._clock.charge("compile"):
-            self._change(event, artifact=self._artifact(kernel_id))
+        Args:
+            save: whether a checkpoint may be due.
 
-    def _activate_loaded(self, step: int) -> None:
-        """Graft what has been LOADING for its time, however long the compiler took."""
-        seeds = self._trainee.seeds
-        loading = np.asarray(seeds.stage) == SeedLifecycleState.LOADING
-        ripe = loading & (np.asarray(seeds.last_update) + self._config.loading_steps <= step)
-        for layer, seed in np.argwhere(ripe):
-            self._activate(step, int(layer), int(seed), alpha=0.0)
-            ramp = Event(
-                step, int(layer), int(seed), EventKind.RAMP, value=1.0, span=self._config.ramp_steps
-            )
-            self._change(ramp)
-
-    def _graft_initially(self) -> None:
-        for graft in self._config.initial_grafts:
-            layer = self._trainee.sites.index(graft.site)
-            self._load(0, layer, graft.seed, graft.kernel, "there from the start")
-            self._activate(0, layer, graft.seed, alpha=1.0)
-
-    # Boundaries
-
-    def _boundary(self, step: int) -> None:
-        self._record([(event, "output not finite") for event in self._trainee.absorb(step)])
+        Returns:
+            Why training counts as diverged, and nothing is changed or recorded; else None.
+        """
+        course, config = self._course, self._config
         with self._clock.charge("train"):
             # Waiting for the device is training time, not measuring time.
             losses = self._trainee.read_losses(self._losses)
-        self._losses = []
-        train_loss = float(np.mean(losses, dtype=np.float64)) if len(losses) else math.nan
+        # A fault of the machine does not come again: what is recorded of it is followed.
+        cause = self._ledger.recorded_rollback(step) or trouble_in(
+            losses, step - len(losses), first_loss=course.first_loss, factor=config.divergence
+        )
+        if cause is not None:
+            return cause
+        saved = None
+        if save and step % config.checkpoint_every == 0:
+            with self._clock.charge("checkpoint"):
+                saved = self._saved(step)
+        self._trainee.advance(step)
+        faults = self._trainee.absorb(step)
         with self._clock.charge("evaluate"):
             validation = self._trainee.evaluate("validation")
             test = self._trainee.evaluate("test")
+        cause = trouble_of(validation.loss)
+        if cause is not None:
+            return cause
+        with self._clock.charge("record"):
+            self._grower.absorbed(faults)
+        self._losses = []
+        train_loss = float(np.mean(losses, dtype=np.float64)) if len(losses) else math.nan
+        if course.first_loss is None and len(losses):
+            course.first_loss = train_loss
+        course.attempts = 0
+        self._observe_health(step, validation)
+        if self._controller is not None and len(losses) and step < self._last:
+            self._decide(step, train_loss, validation)
+        self._publish(step, train_loss, validation, test)
+        self._judge_progress(validation.loss)
+        if saved is not None and not self._ended:
+            with self._clock.charge("checkpoint"):
+                self._writer.save(step, *saved)
+        self._hold(step)
+        return None
+
+    def _observe_health(self, step: int, validation: Evaluation) -> None:
+        events: list[tuple[Event, str]] = []
         for (layer, seed), health in sorted(validation.health.items()):
             if math.isfinite(health):
                 observed = Event(step, layer, seed, EventKind.HEALTH, value=health)
                 self._trainee.apply(observed)
-                self._record([(observed, "")])
-        if self._controller is not None and len(losses) and step < self._config.steps:
-            self._decide(step, train_loss, validation.loss)
+                events.append((observed, ""))
+        with self._clock.charge("record"):
+            self._journal.events(events)
+
+    def _publish(
+        self, step: int, train_loss: float, validation: Evaluation, test: Evaluation
+    ) -> None:
         state = self._trainee.seeds
-        self._bus.publish(
-            Topic.METRICS,
-            {
-                "step": step,
-                "train_loss": train_loss if math.isfinite(train_loss) else None,
-                "validation_loss": validation.loss,
-                "validation_accuracy": validation.accuracy,
-                "test_loss": test.loss,
-                "test_accuracy": test.accuracy,
-                "stages": np.asarray(state.stage).tolist(),
-                "alphas": np.asarray(state.alpha).tolist(),
-                "parameters": self._trainee.parameter_count(),
-                "compilations": self._trainee.compilations,
-                "seconds": dict(self._clock.spent),
-            },
-        )
-        self._after_boundary()
+        health = np.asarray(state.health)
+        row = {
+            "step": step,
+            "train_loss": _finite(train_loss),
+            "validation_loss": _finite(validation.loss),
+            "validation_accuracy": _finite(validation.accuracy),
+            "test_loss": _finite(test.loss),
+            "test_accuracy": _finite(test.accuracy),
+            "stages": np.asarray(state.stage).tolist(),
+            "alphas": np.asarray(state.alpha).tolist(),
+            "health": [[_finite(float(value)) for value in layer] for layer in health],
+            "parameters": self._trainee.cost().parameters,
+            "compilations": self._trainee.compilations,
+            "learning_rate": self._rate(step),
+            "flops": self._course.flops,
+            "rollbacks": len(self._course.rollbacks),
+            "seconds": dict(self._clock.spent),
+        }
+        self._bus.publish(Topic.METRICS, row)
+        if self._hooks.on_boundary is not None:
+            self._hooks.on_boundary(row)
 
-    def _decide(self, step: int, train_loss: float, validation_loss: float) -> None:
+    def _rate(self, step: int) -> float:
+        return self._table[min(step, len(self._table) - 1)] * self._course.rate_scale
+
+    def _judge_progress(self, loss: float) -> None:
+        course = self._course
+        if course.best_validation is None or loss < course.best_validation:
+            course.best_validation, course.stale = loss, 0
+        else:
+            course.stale += 1
+        patience = self._config.early_stopping
+        self._ended = patience is not None and course.stale >= patience
+
+    def _probe(self, layer: int, step: int) -> Probe:
+        count = min(self._config.probe_examples, len(self._task.train))
+        random = np.random.default_rng([self._config.seed, 2, step])
+        chosen = random.permutation(len(self._task.train))[:count].astype(np.int32)
+        with self._clock.charge("evaluate"):
+            return self._trainee.probe(layer, chosen)
+
+    def _decide(self, step: int, train_loss: float, validation: Evaluation) -> None:
         assert self._controller is not None
+        measured: dict[tuple[int, int], Worth] = {}
 
-        def worth(layer: int, seed: int) -> float:
-            with self._clock.charge("evaluate"):
-                without = self._trainee.evaluate("validation", muted=[(layer, seed)])
-            return without.loss - validation_loss
+        def worth(layer: int, seed: int) -> Worth:
+            place = (layer, seed)
+            if place not in measured:
+                with self._clock.charge("evaluate"):
+                    own = removal_costs(self._trainee, [place], parts=WORTH_PARTS)[place]
+                self._journal.worth(step, layer, seed, own)
+                measured[place] = own
+            return measured[place]
 
         observation = Observation(
             step=step,
+            steps=self._config.steps,
             train_loss=train_loss,
-            validation_loss=validation_loss,
+            validation_loss=validation.loss,
+            validation_accuracy=validation.accuracy,
             seeds=self._trainee.seeds,
             sites=self._trainee.sites,
             candidates=self._candidates,
+            host=self._host_cost,
+            now=self._trainee.cost(self._grower.loading()),
+            rollbacks=tuple(self._course.rollbacks),
             worth=worth,
+            probe=lambda layer: self._probe(layer, step),
+            random=np.random.default_rng([self._config.seed, 4, step]),
         )
-        for decision in self._controller.decide(observation):
+        wanted = self._controller.decide(observation)
+        allowed, vetoes = self._guard.review(observation, wanted)
+        allowed, more = self._within_the_number(allowed)
+        vetoes = [*vetoes, *more]
+        with self._clock.charge("record"):
+            self._journal.vetoes(step, vetoes)
+        for decision in allowed:
             self._obey(step, decision)
+        self._controller.told(observation, allowed, vetoes)
+
+    def _within_the_number(
+        self, decisions: Sequence[Decision]
+    ) -> tuple[list[Decision], list[Veto]]:
+        """Refuse grafts beyond the most that the run may have."""
+        most, allowed, vetoes = self._config.max_grafts, list[Decision](), list[Veto]()
+        for decision in decisions:
+            grafts = sum(own.action is Action.GRAFT for own in allowed) + self._course.grafted
+            if most is not None and decision.action is Action.GRAFT and grafts >= most:
+                reason = f"the run has had {grafts} grafts, and may have {most}"
+                vetoes.append(Veto(decision, "max_grafts", reason))
+            else:
+                allowed.append(decision)
+        return allowed, vetoes
 
     def _obey(self, step: int, decision: Decision) -> None:
-        layer, seed = decision.layer, decision.seed
-        if decision.action is Action.GRAFT:
-            self._keep_region("before")
-            self._load(step, layer, seed, decision.kernel_id, decision.reason)
-            return
-        kind = {
-            Action.FOSSILIZE: EventKind.FOSSILIZE,
-            Action.UNLOAD: EventKind.UNLOAD,
-            Action.RESET: EventKind.RESET,
-        }[decision.action]
-        slot = layer * self._config.seeds_per_layer + seed
-        self._change(Event(step, layer, seed, kind, self._kernel_ids[slot]), decision.reason)
-        if decision.action is not Action.FOSSILIZE:
-            del self._kernel_ids[slot]
+        self._keep_region("before")
+        with self._clock.charge("compile"):
+            self._grower.obey(step, decision)
 
-    # Recording
+    # Going back.
+
+    def _hold(self, step: int) -> None:
+        self._remember()
+        self._held = _Held(
+            step, self._trainee.hold(), self._course.state(), self._journal.cursor.lines
+        )
+
+    def _remember(self) -> None:
+        course = self._course
+        course.controller = self._controller.state() if self._controller else None
+        course.guard = self._guard.state()
+
+    def _take_back(self, step: int, cause: str) -> int:
+        """Be again what the run was after the last boundary; returns its step."""
+        self._last = self._config.steps
+        held, before = self._held, self._course
+        tried = before.attempts
+        rollbacks = [*before.rollbacks, step]
+        if held is None or tried >= self._config.max_rollbacks:
+            raise given_up(cause, rollbacks[:-1], tried, self._folder.path)
+        self._trainee.take_back(held.trainee)
+        self._losses = []
+        course = Course.of(held.course)
+        course.rollbacks, course.attempts = rollbacks, tried + 1
+        course.offset, course.rate_scale = before.offset, before.rate_scale
+        remedies = REMEDIES[: tried + 1]
+        self._journal.rollback(step, held.step, held.lines, cause, remedies[-1])
+        self._take_over(course)
+        if len(remedies) > 1:
+            self._grower.unload_youngest(held.step, f"{cause}; {REMEDIES[1]}")
+        if len(remedies) > 2:
+            course.offset += step - held.step
+            course.rate_scale /= 2.0
+        return held.step
+
+    def _take_over(self, course: Course) -> None:
+        self._course = self._grower.course = course
+        # A branch begins with a controller that remembers nothing.
+        if self._controller is not None and course.controller is not None:
+            self._controller.restore(course.controller)
+        self._guard.restore(course.guard)
+
+    # Recording.
 
     def _keep_region(self, when: str) -> None:
         """Keep the probability of class 1 over the square of ±1.1, `[120, 120]` from below."""
-        if self._task.host_sizes[0] != 2 or when in self.regions:
+        plane = self._task.train.x.shape[1:] == (2,) and self._task.loss == "cross_entropy"
+        if not plane or when in self.regions:
             return
         axis = np.linspace(-1.1, 1.1, 120, dtype=np.float32)
         grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
@@ -278,52 +466,83 @@ class Trainer:
     # `advanced` is the step that ramps had been brought to, which replaying needs to
     # compare digests: they move in every step and no event tells of it.
 
-    def _meta(self) -> dict[str, Any]:
+    def _tree(self) -> dict[str, Any]:
+        tree = dict(self._trainee.snapshot())
+        if self.regions:
+            tree["regions"] = dict(self.regions)
+        return tree
+
+    def _meta(self, advanced: int) -> dict[str, Any]:
+        self._remember()
         return {
-            "ledger": list(self._ledger.cursor),
+            "ledger": list(self._journal.cursor),
             "digest": state_digest(self._trainee.seeds),
-            "kernels": {str(slot): kernel for slot, kernel in self._kernel_ids.items()},
-            "controller": self._controller.state() if self._controller else None,
+            "course": self._course.state(),
             "losses": [float(loss) for loss in self._trainee.read_losses(self._losses)],
+            "advanced": advanced,
         }
 
-    def _checkpoint(self, step: int, *, advanced: int) -> None:
+    def _saved(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a checkpoint before a step holds."""
+        # Without a ramp under way nothing was advanced in the steps before.
+        advanced = max(0, step - 1)
+        self._trainee.advance(advanced)
+        return self._tree(), self._meta(advanced)
+
+    def _save_as_it_is(self, step: int) -> None:
+        """Save the run before any step, with what it would be taken back to."""
+        if step in checkpoint_steps(self._folder.checkpoints):
+            # From there the record leads to where the run is.
+            return
         with self._clock.charge("checkpoint"):
-            tree = dict(self._trainee.snapshot())
-            if self.regions:
-                tree["regions"] = self.regions
-            meta = self._meta() | {"advanced": advanced}
-            try:
-                save_checkpoint(self._folder.checkpoints, step, tree, meta)
-            except CheckpointError as error:
-                raise CheckpointError(f"{error} Then --resume the run.") from error
+            tree, meta = self._saved(step)
+            held = self._held
+            if held is not None:
+                tree["held"] = self._trainee.snapshot(held.trainee)
+                meta["held"] = {"step": held.step, "course": held.course, "lines": held.lines}
+            self._writer.save(step, tree, meta)
+            self._writer.wait()
 
     def restore(self, tree: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-        """Take over a checkpoint."""
+        """Take over a checkpoint.
+
+        Raises:
+            ArtifactError, LibraryError: for a kernel that is not there any more.
+        """
         self._restored = True
-        self._kernel_ids = {int(slot): str(k) for slot, k in meta["kernels"].items()}
         # JSON keeps f32 exactly, through the double that each of them is.
         self._losses = [np.float32(loss) for loss in meta["losses"]]
         self.regions = dict(tree.get("regions", {}))
-        if self._controller is not None:
-            self._controller.restore(meta["controller"])
-        held = {
-            int(slot): self._artifact(self._kernel_ids[int(slot)])
+        held = meta.get("held")
+        if held is not None:
+            self._restore_trainee(tree["held"], Course.of(held["course"]))
+            self._held = _Held(held["step"], self._trainee.hold(), held["course"], held["lines"])
+        course = Course.of(meta["course"])
+        self._restore_trainee(tree, course)
+        self._take_over(course)
+
+    def _restore_trainee(self, tree: Mapping[str, Any], course: Course) -> None:
+        artifacts = {
+            int(slot): self._grower.artifact(course.grafts[int(slot)].kernel_id)
             for slot in tree.get("kernels", {})
         }
-        self._trainee.restore(tree, held)
+        self._trainee.restore(tree, artifacts)
 
-    def _finish(self) -> None:
-        steps = self._config.steps
-        self._trainee.advance(steps)
-        self._boundary(steps)
+    def _finish(self, step: int) -> None:
         snapshot = self._trainee.snapshot()
-        self._mark(
-            steps,
+        self._journal.mark(
+            step,
             "end",
             seeds=state_digest(self._trainee.seeds),
             arrays=tree_digest(snapshot),
         )
         self._keep_region("before")
         self._keep_region("after")
-        self._checkpoint(steps, advanced=steps)
+        with self._clock.charge("checkpoint"):
+            # A run whose FLOPs are used up just where a checkpoint was due ends at that step.
+            self._writer.save(step, self._tree(), self._meta(step), replace=True)
+            self._writer.wait()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from esper.checkpoints import checkpoint_steps
+from esper.checkpoints._manifest import step_place
 from esper.cli._app import app
 
 BACKENDS = ["jax", "torch"]
@@ -256,9 +258,9 @@ def test_bad_usage_exits_2_with_a_message(tmp_path, monkeypatch, arguments, mess
     ("text", "message"),
     [
         ("stpes: 3", "unknown key 'stpes'; did you mean 'steps'"),
-        ("blueprint: residul_mlp", "did you mean 'residual_mlp'"),
+        ("blueprints: [residul_mlp]", "did you mean 'residual_mlp'"),
         ("learning_rate: 1000.0", "learning_rate: Input should be less than or equal to 10"),
-        ("grow_at: [layers.7]", "name 'layers.7', and the host has the layers layers.0, layers.1"),
+        ("grow_at: [layers.7]", "no layer's path matches 'layers.7'; the nearest are"),
         ("batch_size: 1000", "batch_size is 1000, and the training part of spirals has 194"),
         ("blueprint_sizes: {depth: 3}", "has no size depth: it has width"),
     ],
@@ -323,7 +325,10 @@ def test_a_flipped_bit_in_the_ledger(interrupted):
 
 
 def test_a_flipped_bit_in_the_checkpoint(interrupted):
-    newest = sorted((interrupted / "checkpoints").iterdir())[-1]
+    # A kill may leave half of one, which is none.
+    newest = step_place(
+        interrupted / "checkpoints", checkpoint_steps(interrupted / "checkpoints")[-1]
+    )
     array = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     flip(array)
     refused(interrupted, "delete that folder to go on from the checkpoint before it")
@@ -411,7 +416,7 @@ def test_a_full_disk_fails_with_a_message_and_the_run_resumes(place, finished, s
     (place / "full.yaml").write_text(CONFIG + f"library: {library}\n")
     done = esper("grow", "--task", "spirals", "--config", place / "full.yaml", "--out", run)
     assert done.returncode == 1, done.stderr
-    assert "--resume" in done.stderr
+    assert f"Then go on with --resume {run}" in done.stderr
     esper("replay", run, check=0)
     grown = subprocess.run(
         ["mount", "-o", "remount,size=32m", str(disk)], capture_output=True, check=False

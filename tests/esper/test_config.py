@@ -14,9 +14,8 @@ def test_defaults_of_a_task_stand_below_what_is_given():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"task": "spirlas"}, "unknown task 'spirlas'.*did you mean 'spirals'"),
         ({"backend": "torhc"}, "unknown backend 'torhc'.*did you mean 'torch'"),
-        ({"blueprint": "gatde"}, "unknown blueprint 'gatde'.*did you mean 'gated'"),
+        ({"blueprints": ["gatde"]}, "unknown blueprint 'gatde'.*did you mean 'gated'"),
         ({"stepz": 3}, "unknown key 'stepz'; did you mean 'steps'"),
         ({"steps": 0}, "steps: .*greater than or equal to 1, got 0"),
         ({"learning_rate": -1.0}, "learning_rate: .*greater than 0, got -1.0"),
@@ -37,6 +36,24 @@ def test_defaults_of_a_task_stand_below_what_is_given():
             "`initial_grafts` name one seed of one layer twice",
         ),
         ({"grow_at": []}, "`grow_at` names no layer"),
+        ({"blueprints": []}, "`blueprints` names none"),
+        ({"blueprints": ["gated", "gated"]}, "`blueprints` names one twice"),
+        (
+            {"decide_every": 40, "checkpoint_every": 500},
+            "`checkpoint_every` is 500: expected a multiple of `decide_every`, 40, such as 480",
+        ),
+        (
+            {"batch_size": 10, "accumulate": 4},
+            "`accumulate` is 4, and does not divide `batch_size`, 10",
+        ),
+        ({"weight_decay": 0.1}, "`weight_decay` is of adamw and sgd"),
+        ({"momentum": 0.9}, "`momentum` is of sgd"),
+        (
+            {"schedule_of_grafts": [{"step": 5, "action": "graft", "site": "layers.0"}]},
+            "`schedule_of_grafts` is for runs with `controller: fixed`",
+        ),
+        ({"safety": {"cooldown": 5}}, "unknown key 'safety.cooldown'.*did you mean"),
+        ({"ramp": "quadratic"}, "ramp: .*'linear', 'cosine' or 'sigmoid', got 'quadratic'"),
         (
             {"initial_grafts": [{"site": "layers.0", "seed": 0, "kernel": "ab" * 32}]},
             "`initial_grafts` are for runs with `controller: none`",

@@ -21,11 +21,7 @@ from esper.errors import EsperError
 from esper.execution import PlannedPrograms, count_compilations, load_jax_kernel
 from esper.execution._background import COMPILER, SWITCH_INTERVAL, Work
 from esper.tezzeret import compile_blueprint, load_blueprint
-from esper.tolaria import load_task, make_config, make_trainee
-from esper.tolaria._jax_programs import PROGRAMS
 from esper_functional import (
-    Event,
-    EventKind,
     KernelMismatchError,
     gather,
     init_seeds,
@@ -588,31 +584,3 @@ def test_the_counter_counts_all_threads_until_its_block_ends():
 def test_importing_esper_execution_starts_nothing():
     script = "import sys, esper.execution; print('esper.execution._programs' in sys.modules)"
     assert in_a_process_of_its_own(script).stdout.strip() == "False"
-
-
-# The trainer
-
-
-def test_a_graft_that_a_trainee_prepared_asks_for_nothing_when_it_comes(artifact):
-    config = make_config(task="spirals", backend="jax", learning_rate=0.0456)
-    own = make_trainee(load_task("spirals"), config)
-    own.step(None)
-    own.evaluate("validation")
-    own.apply(Event(0, 0, 1, EventKind.LOAD, artifact.kernel_id, 1.0))
-    coming = Event(5, 0, 1, EventKind.ACTIVATE, artifact.kernel_id, 0.0)
-    own.prepare(coming, artifact)
-    asked = own.compilations
-    assert asked == 4
-    for _ in range(3):
-        own.step(None)
-    own.apply(coming, artifact)
-    for _ in range(3):
-        own.step(None)
-    own.evaluate("validation")
-    own.evaluate("test", [(0, 1)])
-    own.apply(Event(11, 0, 1, EventKind.UNLOAD))
-    own.step(None)
-    own.evaluate("validation")
-    assert own.compilations == asked
-    kinds = [key.kind for key in PROGRAMS.known if key.shape.learning_rate == 0.0456]
-    assert sorted(kinds) == ["evaluate", "evaluate", "step", "step"]

@@ -1,220 +1,103 @@
-"""Laws of a host in training, on both backends."""
+"""Both backends train alike, and jax compiles what it must and no more."""
 
 import numpy as np
 import pytest
 
-from esper.checkpoints._names import nested
-from esper.checkpoints._tree import named_leaves
-from esper.tolaria import load_task, make_config, make_trainee
+from esper.tolaria import Optimisation, Rates, load_task
 from esper.tolaria._jax_programs import PROGRAMS
-from esper_functional import (
-    Event,
-    EventKind,
-    SeedLifecycleState,
-    difference,
-    state_digest,
-)
+from esper.tolaria._jax_trainee import JaxTrainee
+from esper.tolaria._torch_trainee import TorchTrainee
+from esper_functional import Event, EventKind, difference, state_digest
+from tests.esper.trainee_life import BATCH, draw, flat, graft
 from tests.functional.networks import compilations
 
-BACKENDS = ["jax", "torch"]
+OPTIMISATIONS = {
+    "adam": Optimisation(),
+    "adamw": Optimisation("adamw", weight_decay=0.01, clip_norm=0.05, ema_decay=0.9),
+    "sgd": Optimisation("sgd", momentum=0.9, weight_decay=0.01, accumulate=4),
+}
 
 
-def trainee(backend, **changes):
-    config = make_config(**({"task": "spirals", "backend": backend} | changes))
-    return make_trainee(load_task(config.task), config)
+def jax_trainee(how=None, **options):
+    given = {"seed": 0, "seeds_per_layer": 4, "blend": "residual", "optimisation": how, **options}
+    return JaxTrainee(load_task("spirals"), **given)
 
 
-def graft(own, artifact, step=0, seed=0, alpha=0.0, ramp=None):
-    slot = own.seeds.shape[1] * 0 + seed
-    own.apply(Event(step, 0, seed, EventKind.LOAD, artifact.kernel_id, float(slot)))
-    own.apply(Event(step, 0, seed, EventKind.ACTIVATE, artifact.kernel_id, alpha), artifact)
-    if ramp:
-        own.apply(Event(step, 0, seed, EventKind.RAMP, value=1.0, span=ramp))
+def torch_trainee(how=None, **options):
+    given = {"seed": 0, "seeds_per_layer": 4, "blend": "residual", "optimisation": how, **options}
+    return TorchTrainee(load_task("spirals"), **given)
 
 
-def flat(tree, prefix=""):
-    out = {}
-    for name, value in tree.items():
-        out |= (
-            flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
-        )
-    return out
-
-
-def test_both_backends_agree_step_by_step_through_a_graft_and_a_ramp(artifact):
-    ours, theirs = (trainee(b, optimizer="sgd", learning_rate=0.1) for b in BACKENDS)
+@pytest.mark.parametrize("name", OPTIMISATIONS)
+def test_both_backends_agree_step_by_step_through_a_whole_life(artifact, name):
+    """Incubated, warmed up, ramped along a cosine, and fossilised."""
+    how = OPTIMISATIONS[name]
+    ours, theirs = jax_trainee(how), torch_trainee(how)
+    kernel = artifact.kernel_id
+    # Adam's first steps divide rounding by rounding: where a gradient is nearly zero, its sign
+    # decides. Neither backend is right, so a gentle rate keeps what follows from that small.
+    peak = 0.05 if name == "sgd" else 0.001
+    born = draw(artifact, 5)
     for step in range(50):
+        events = {
+            5: [Event(5, 0, 2, EventKind.LOAD, kernel, 2.0)],
+            10: [
+                Event(10, 0, 2, EventKind.ACTIVATE, kernel, 0.0),
+                Event(10, 0, 2, EventKind.INCUBATE),
+            ],
+            18: [Event(18, 0, 2, EventKind.RAMP, value=1.0, span=20, shape="cosine")],
+            44: [Event(44, 0, 2, EventKind.FOSSILIZE, kernel)],
+        }.get(step, [])
+        rates = Rates(peak, {2: peak * min(1.0, (step - 9) / 10)} if step >= 10 else {})
         losses = []
         for own in (ours, theirs):
-            if step == 5:
-                own.apply(Event(5, 0, 2, EventKind.LOAD, artifact.kernel_id, 2.0))
-            if step == 10:
-                own.apply(Event(10, 0, 2, EventKind.ACTIVATE, artifact.kernel_id, 0.0), artifact)
-                own.apply(Event(10, 0, 2, EventKind.RAMP, value=1.0, span=25))
+            for event in events:
+                grafts = event.kind is EventKind.ACTIVATE
+                own.apply(event, artifact if grafts else None, born if grafts else None)
             own.advance(step)
-            losses.append(own.read_losses([own.step(None)]))
+            losses.append(own.read_losses([own.step(BATCH, rates, step)]))
         assert difference(losses[1], losses[0]).within, step
         assert state_digest(ours.seeds) == state_digest(theirs.seeds)
-        a, b = ours.snapshot(), theirs.snapshot()
-        for part in ("host", "kernels"):
-            left, right = flat(a[part]), flat(b[part])
-            right = {n.replace("_weight", ".weight").replace("_bias", ".bias"): v
-                     for n, v in right.items()}  # fmt: skip
-            assert left.keys() == right.keys()
-            for name, value in left.items():
-                assert difference(right[name], value).within, (step, name)
-    assert float(ours.seeds.alpha[0, 2]) == 1.0
+    a, b = ours.snapshot(), theirs.snapshot()
+    for part in ("host", "kernels"):
+        left, right = flat(a[part]), flat(b[part])
+        assert left.keys() == right.keys()
+        for path, value in left.items():
+            assert difference(right[path], value).within, path
     for split in ("validation", "test"):
         one, other = ours.evaluate(split), theirs.evaluate(split)
         assert difference(np.float32(other.loss), np.float32(one.loss)).within
         assert other.health.keys() == one.health.keys()
+    assert ours.cost().parameters == theirs.cost().parameters
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_kernel_born_zero_changes_nothing_at_alpha_one(backend, artifact):
-    own = trainee(backend)
-    before = own.evaluate("test")
-    graft(own, artifact, alpha=1.0)
-    after = own.evaluate("test")
-    assert (after.loss, after.accuracy) == (before.loss, before.accuracy)
+def test_probes_and_worth_agree(artifact):
+    ours, theirs = jax_trainee(), torch_trainee()
+    for own in (ours, theirs):
+        graft(own, artifact, seed=0, alpha=0.5)
+        graft(own, artifact, seed=1, alpha=0.7)
+    variants = [(), [(0, 0)], [(0, 1)], [(0, 0), (0, 1)]]
+    losses = [own.losses_without("validation", variants, parts=5) for own in (ours, theirs)]
+    assert losses[0].shape == (4, 5)
+    assert difference(losses[1], losses[0]).within
+    for row in (0, 1):
+        one, other = ours.probe(row, BATCH), theirs.probe(row, BATCH)
+        for name in ("inputs", "outputs", "gradients"):
+            assert difference(getattr(other, name), getattr(one, name)).within
+        assert difference(np.float32(other.loss), np.float32(one.loss)).within
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_muted_kernel_counts_for_nothing_and_is_not_changed(backend, artifact):
-    own = trainee(backend)
-    for _ in range(3):
-        own.step(None)
-    host = own.evaluate("validation")
-    graft(own, artifact, alpha=1.0)
-    kept = own.snapshot()["host"]
-    for _ in range(20):
-        own.step(None)
-    grown = own.snapshot()
-    digest = state_digest(own.seeds)
-    with_it, without = own.evaluate("validation"), own.evaluate("validation", [(0, 0)])
-    assert with_it.loss != without.loss
-    assert state_digest(own.seeds) == digest
-    assert own.evaluate("validation") == with_it
-    # The host alone, with the weights it has now: the muted kernel adds nothing.
-    bare = trainee(backend)
-    bare.restore({**bare.snapshot(), "host": grown["host"]}, {})
-    assert difference(np.float32(without.loss), np.float32(bare.evaluate("validation").loss)).within
-    assert host.loss != without.loss
-    assert any((kept[n] != grown["host"][n]).any() for n in kept)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_grafting_and_unloading_leave_every_other_moment_bitwise(backend, artifact):
-    own = trainee(backend)
-
-    def moments():
-        shot = own.snapshot()
-        return flat({"host": shot["host_moments"], "kernels": shot["moments"]})
-
-    def unchanged(before, after):
-        common = before.keys() & after.keys()
-        return all(before[n].tobytes() == after[n].tobytes() for n in common)
-
-    for _ in range(3):
-        own.step(None)
-    first = moments()
-    graft(own, artifact, seed=1, alpha=0.5)
-    assert first.keys() <= moments().keys()
-    assert unchanged(first, moments())
-    for _ in range(3):
-        own.step(None)
-    graft(own, artifact, seed=3, alpha=0.5)
-    own.step(None)
-    held = moments()
-    # Kernel 3's are younger than kernel 1's.
-    own.apply(Event(9, 0, 1, EventKind.UNLOAD))
-    after = moments()
-    assert unchanged(held, after)
-    assert {n for n in held if n not in after} == {n for n in held if n.startswith("kernels/1/")}
-    own.apply(Event(9, 0, 3, EventKind.FOSSILIZE))
-    assert not [n for n in moments() if n.startswith("kernels/")]
-    assert unchanged(after, moments())
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_fossil_is_frozen_and_its_host_is_not(backend, artifact):
-    own = trainee(backend)
-    graft(own, artifact, alpha=1.0)
-    for _ in range(3):
-        own.step(None)
-    own.apply(Event(3, 0, 0, EventKind.FOSSILIZE))
-    before = own.snapshot()
-    own.step(None)
-    after = own.snapshot()
-    fossil = flat(before["kernels"])
-    assert all(
-        value.tobytes() == flat(after["kernels"])[n].tobytes() for n, value in fossil.items()
-    )
-    assert any((before["host"][n] != after["host"][n]).any() for n in before["host"])
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_restore_after_snapshot_is_the_identity(backend, optimizer, artifact):
-    own = trainee(backend, optimizer=optimizer)
-    graft(own, artifact, seed=1, alpha=0.25, ramp=10)
-    graft(own, artifact, seed=2, alpha=1.0)
-    for step in range(4):
-        own.advance(step)
-        own.step(None)
-    own.apply(Event(4, 0, 2, EventKind.FOSSILIZE))
-    # What a checkpoint holds: mappings that are empty are lost.
-    shot = nested(named_leaves(own.snapshot()))
-    again = trainee(backend, seed=99, optimizer=optimizer)
-    again.restore(shot, {1: artifact, 2: artifact})
-    for step in range(4, 12):
-        losses = []
-        for each in (own, again):
-            each.advance(step)
-            losses.append(each.read_losses([each.step(None)]).tobytes())
-        assert losses[0] == losses[1]
-    ours, theirs = flat(own.snapshot()), flat(again.snapshot())
-    assert ours.keys() == theirs.keys()
-    assert all(ours[n].tobytes() == theirs[n].tobytes() for n in ours)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_kernel_that_fails_is_contained_counted_and_stopped(backend, artifact):
-    own = trainee(backend)
-    graft(own, artifact, alpha=1.0)
-    shot = dict(own.snapshot())
-    shot["kernels"] = {"0": {n: np.full_like(p, np.nan) for n, p in shot["kernels"]["0"].items()}}
-    own.restore(shot, {0: artifact})
-    twin = trainee(backend)
-    for step in range(1, 4):
-        losses = [own.read_losses([own.step(None)]), twin.read_losses([twin.step(None)])]
-        # The host trains as if it were alone.
-        assert difference(losses[0], losses[1]).within
-        if step == 2:
-            (event,) = own.absorb(step)
-            assert (event.kind, event.value) == (EventKind.ERRORS, 2.0)
-    own.absorb(3)
-    assert own.seeds.stage[0, 0] == SeedLifecycleState.ERROR_RECOVERY
-    assert bool(own.seeds.fallback[0, 0])
-    host = flat(own.snapshot()["host"])
-    assert all(np.isfinite(value).all() for value in host.values())
-    own.apply(Event(4, 0, 0, EventKind.RESET))
-    graft(own, artifact, step=4, alpha=1.0)
-    assert np.isfinite(own.read_losses([own.step(None)])).all()
-    assert own.absorb(5) == []
-
-
-def test_a_hundred_steps_of_alpha_compile_nothing(artifact):
-    own = trainee("jax", learning_rate=0.0321)  # so that the counter has something to count
+def test_alphas_and_rates_compile_nothing(artifact):
+    own = jax_trainee(Optimisation(ema_decay=0.987))  # so that the counter has something to count
     alphas = set()
     with compilations() as all_of_them:
         graft(own, artifact, ramp=100)
         own.advance(0)
-        own.step(None)
+        own.step(BATCH, Rates(0.01, {}), 0)
         before = all_of_them()
         for step in range(1, 102):
             own.advance(step)
-            own.step(None)
+            own.step(BATCH, Rates(0.01 / step, {0: 0.02 / step}), step)
             alphas.add(float(own.seeds.alpha[0, 0]))
         assert len(alphas) == 100
         assert all_of_them() == before
@@ -222,25 +105,66 @@ def test_a_hundred_steps_of_alpha_compile_nothing(artifact):
 
 
 def test_a_life_compiles_three_steps_and_a_second_one_none(artifact):
-    own = trainee("jax", learning_rate=0.0123)  # a program of its own
+    how = Optimisation(ema_decay=0.876)  # a program of its own
 
     def programs():
         return sum(
-            1 for key in PROGRAMS.known if key[0] == "step" and key[1].learning_rate == 0.0123
+            1 for key in PROGRAMS.known if key.kind == "step" and key.design.optimisation == how
         )
 
-    own.step(None)
+    rates = Rates(0.01, {})
+    own = jax_trainee(how)
+    own.step(None, rates, 0)
     for seed in (0, 2):
         graft(own, artifact, seed=seed, ramp=2)
         for step in range(4):
             own.advance(step)
-            own.step(None)
+            own.step(None, rates, step)
         if seed == 0:
             own.apply(Event(4, 0, seed, EventKind.FOSSILIZE))
-            own.step(None)
+            own.step(None, rates, 4)
             assert programs() == 3
             # A life in another seed runs the same programs.
-            own = trainee("jax", learning_rate=0.0123)
+            own = jax_trainee(how)
     own.apply(Event(4, 0, 2, EventKind.FOSSILIZE))
-    own.step(None)
+    own.step(None, rates, 4)
     assert programs() == 3
+
+
+def test_what_is_prepared_is_not_compiled_again(artifact):
+    how = Optimisation(ema_decay=0.765)
+    rates = Rates(0.01, {})
+    own = jax_trainee(how)
+    own.step(None, rates, 0)
+    own.evaluate("validation")
+    own.apply(Event(0, 0, 1, EventKind.LOAD, artifact.kernel_id, 1.0))
+    coming = Event(5, 0, 1, EventKind.ACTIVATE, artifact.kernel_id, 0.0)
+    own.prepare(coming, artifact)
+    asked = own.compilations
+    assert asked == 4
+    for step in range(3):
+        own.step(None, rates, step)
+    own.apply(coming, artifact)
+    for step in range(5, 8):
+        own.step(None, rates, step)
+    own.evaluate("validation")
+    own.evaluate("test", [(0, 1)])
+    own.apply(Event(11, 0, 1, EventKind.UNLOAD))
+    own.step(None, rates, 11)
+    own.evaluate("validation")
+    assert own.compilations == asked
+    kinds = [key.kind for key in PROGRAMS.known if key.design.optimisation == how]
+    assert sorted(kinds) == ["evaluate", "evaluate", "step", "step"]
+
+
+def test_what_is_prepared_for_incubation_is_not_compiled_again(artifact):
+    own = jax_trainee(Optimisation(ema_decay=0.754))
+    own.step(BATCH, Rates(0.01, {}), 0)
+    own.apply(Event(1, 0, 1, EventKind.LOAD, artifact.kernel_id, 1.0))
+    coming = Event(5, 0, 1, EventKind.ACTIVATE, artifact.kernel_id, 0.0)
+    own.prepare(coming, artifact, incubate=True)
+    asked = own.compilations
+    own.apply(coming, artifact)
+    own.apply(Event(5, 0, 1, EventKind.INCUBATE))
+    own.step(BATCH, Rates(0.01, {}), 5)
+    assert own.compilations == asked
