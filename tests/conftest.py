@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from pathlib import Path
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Of a shell that put the tests into the background; what they start is to hear Ctrl-C all the same.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Verdicts on kernels are remembered here, and not in the home of whoever runs the tests.
 _CACHE = os.environ.setdefault("ESPER_CACHE_DIR", tempfile.mkdtemp(prefix="esper-tests-"))
