@@ -1,6 +1,7 @@
 """Nissa, observability: measurements, progress, reports, the live page."""
 
 from esper.nissa._entries import describe_entry, standing
+from esper.nissa._figures import colour, dashes
 from esper.nissa._growth import Growth, read_growth
 from esper.nissa._interval import half_width
 from esper.nissa._metrics import MetricsWriter, keep_metrics_before, read_metrics
@@ -21,6 +22,8 @@ __all__ = [
     "RunRecord",
     "TensorBoardWriter",
     "Writers",
+    "colour",
+    "dashes",
     "describe_entry",
     "describe_stages",
     "half_width",

@@ -5,13 +5,14 @@ from typing import Any
 
 from esper.errors import InputError, RunFolderError
 from esper.oona import Bus
+from esper.tolaria._clock import Clock
 from esper.tolaria._config import GrowConfig
 from esper.tolaria._decider import controller_of, guard_of
 from esper.tolaria._hooks import Hooks
 from esper.tolaria._ledger import Ledger
 from esper.tolaria._run_folder import RunFolder
 from esper.tolaria._trainee import Optimisation, Trainee
-from esper.tolaria._trainer import Clock, Trainer
+from esper.tolaria._trainer import Trainer
 from esper.tolaria.tasks import Task, load_task, make_loader
 from esper.urza import KernelRecord, Library
 from esper_functional import SeedIndexError

@@ -13,7 +13,7 @@ from esper.contracts import KernelSignature
 from esper.errors import InputError
 from esper.tamiyo import Cost, Probe
 from esper.tezzeret import artifact_cost
-from esper.tolaria._jax_data import JaxData, StepExamples, check_outputs
+from esper.tolaria._jax_data import JaxData, StepExamples
 from esper.tolaria._jax_fold import fold_kernel, with_average
 from esper.tolaria._jax_held import (
     Arranged,
@@ -37,6 +37,7 @@ from esper.tolaria._jax_programs import (
     new_group,
     with_params,
 )
+from esper.tolaria._outputs import check_outputs
 from esper.tolaria._trainee import (
     ArrayTree,
     Batch,

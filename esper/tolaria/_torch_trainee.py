@@ -15,6 +15,7 @@ from esper.execution import load_torch_kernel
 from esper.tamiyo import Cost, Probe
 from esper.tezzeret import artifact_cost
 from esper.tolaria import _torch_held, _torch_measure
+from esper.tolaria._outputs import check_outputs
 from esper.tolaria._torch_data import Examples, Objective, TaskData
 from esper.tolaria._torch_held import Held
 from esper.tolaria._torch_network import TorchNetwork
@@ -100,7 +101,7 @@ class TorchTrainee:
         self.sites: tuple[str, ...] = tuple(self._network.table.names)
         first = self._data.inputs(np.array(task.train.x[:3]))
         self._survey = survey(self._network.model, self._network.layers, first)
-        self._objective.check(self._survey.outputs, task)
+        check_outputs(self._survey.outputs, task)
         self._costs: dict[str, Cost] = {}
 
     @property

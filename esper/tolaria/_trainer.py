@@ -12,9 +12,7 @@ to that together, and training goes on from there.
 """
 
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +30,7 @@ from esper.tamiyo import (
     Veto,
     Worth,
 )
+from esper.tolaria._clock import Clock
 from esper.tolaria._config import GrowConfig
 from esper.tolaria._course import Course
 from esper.tolaria._divergence import REMEDIES, given_up, trouble_in, trouble_of
@@ -50,29 +49,9 @@ from esper_functional import Event, EventKind, state_digest
 FLOPS_PER_STEP = 3
 """Forward passes that a training step counts as: the backward pass is two (Kaplan et al., 2020)."""
 
-WORTH_PARTS = 8
-"""Parts of the validation data over which the interval of a worth is taken."""
-
 
 class Interrupted(EsperError):
     """The run was asked to stop; it is saved and can be resumed."""
-
-
-class Clock:
-    """Wall time by activity, for the report alone."""
-
-    def __init__(self, spent: Mapping[str, float] | None = None) -> None:
-        self.spent: dict[str, float] = dict(spent or {})
-
-    @contextmanager
-    def charge(self, activity: str) -> Iterator[None]:
-        """Charge the time of a block to an activity."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            elapsed = time.perf_counter() - begin
-            self.spent[activity] = self.spent.get(activity, 0.0) + elapsed
 
 
 class _Held(NamedTuple):
@@ -359,7 +338,7 @@ class Trainer:
             place = (layer, seed)
             if place not in measured:
                 with self._clock.charge("evaluate"):
-                    own = removal_costs(self._trainee, [place], parts=WORTH_PARTS)[place]
+                    own = removal_costs(self._trainee, [place])[place]
                 self._journal.worth(step, layer, seed, own)
                 measured[place] = own
             return measured[place]

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from esper.nissa import half_width
-from esper.nissa._figures import colour, dashes
+from esper.nissa import colour, dashes, half_width
 from esper.tolaria.comparison._numbers import metric_name, unit
 from esper.tolaria.comparison._outcome import Outcome
 from esper.tolaria.comparison._render import INK

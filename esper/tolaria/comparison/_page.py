@@ -5,7 +5,7 @@ from typing import Any
 
 import jinja2
 
-from esper.nissa._figures import colour
+from esper.nissa import colour
 from esper.tolaria.comparison._numbers import (
     count_text,
     difference_text,

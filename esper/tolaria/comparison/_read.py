@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from esper.errors import EsperError, InputError, RunFolderError
 from esper.nissa import read_metrics
-from esper.tolaria._ledger import MARK, Entry, read_ledger
+from esper.tolaria._ledger import MARK, ROLLBACK, Entry, read_ledger
 from esper.tolaria._run_folder import RUN, open_run
 from esper.tolaria.comparison._design import Budget
 from esper.tolaria.comparison._outcome import Curve, Outcome, Setting
@@ -19,7 +19,6 @@ _RECIPE = (
     "momentum", "weight_decay", "clip_norm", "precision", "ema_decay", "early_stopping",
 )  # fmt: skip
 """How parameters are trained, whatever grows; runs of old have fewer of these."""
-_ROLLBACK = "rollback"
 _RUNS = (SeedLifecycleState.ACTIVE, SeedLifecycleState.FOSSILIZED)
 
 
@@ -46,7 +45,7 @@ def read_outcome(run_folder: Path, arm: str, budget: Budget) -> Outcome:
     folder = open_run(run_folder)
     ledger = list(read_ledger(folder.ledger, folder.genesis))
     entries = _standing(ledger, folder.ledger)
-    rollbacks = sum(entry.data["kind"] == _ROLLBACK for entry in ledger)
+    rollbacks = sum(entry.data["kind"] == ROLLBACK for entry in ledger)
     rows = _forward(read_metrics(folder.metrics), rollbacks > 0, folder.metrics)
     setting = _setting(run_folder)
     last = rows[-1] if rows else {}
@@ -115,7 +114,7 @@ def _standing(ledger: Iterable[Entry], path: Path) -> list[dict[str, Any]]:
     """The entries that no rollback took back."""
     kept: list[Entry] = []
     for entry in ledger:
-        if entry.data["kind"] == _ROLLBACK:
+        if entry.data["kind"] == ROLLBACK:
             lines = entry.data.get("lines")
             if not isinstance(lines, int) or not 0 <= lines < entry.number:
                 raise EsperError(
