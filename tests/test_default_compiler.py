@@ -13,6 +13,7 @@ EXACT = (
     "tests/functional/test_execute.py",
     "tests/functional/test_failures_and_health.py",
     "tests/functional/test_lifecycle.py",
+    "tests/esper/test_steps_at_once.py",
     # Optimised, the one takes as long as all others.
     "--deselect=tests/functional/test_dormant_programs.py::test_the_training_step[transformer]",
 )

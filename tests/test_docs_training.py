@@ -204,6 +204,11 @@ def test_what_it_lists_is_the_codes(page, part):
     assert part() in text_of(page), part()
 
 
+@pytest.mark.parametrize("owner", [GrowConfig, InitialGraft, ScheduledDecision, SafetyConfig])
+def test_every_key_says_what_it_means(owner):
+    assert [name for name, meaning in described(owner).items() if not meaning] == []
+
+
 def test_every_key_of_a_configuration_is_in_one_group():
     listed = [name for names in groups(GrowConfig).values() for name in names]
     assert listed == list(GrowConfig.model_fields)

@@ -12,7 +12,7 @@ from esper.cli._missing import fetching_told
 from esper.errors import InputError
 
 if TYPE_CHECKING:
-    from esper.tolaria import Replay
+    from esper.tolaria import Replay, WhatIf
 
 
 def replay(
@@ -39,8 +39,10 @@ def replay(
         if folder is not None and what_if is None:
             raise InputError("--out is the folder of a branch; give --what-if FILE with it")
         stretch = None if retrain is None else _stretch(retrain)
-        from esper.tolaria import replay_run
+        from esper.tolaria import read_what_if, replay_run
 
+        # Refused before anything is looked at.
+        wanted = None if what_if is None else read_what_if(what_if)
         found = replay_run(run, to=to)
         table = Table("step", "recorded by", "digest", box=None)
         for step, name in found.verified:
@@ -57,9 +59,9 @@ def replay(
         if stretch is not None:
             with fetching_told(found.folder.library):
                 _retrain(run, *stretch)
-        if what_if is not None:
+        if wanted is not None:
             with fetching_told(found.folder.library):
-                _branch(run, what_if, folder)
+                _branch(run, wanted, folder)
 
 
 def _say(text: str) -> None:
@@ -106,12 +108,11 @@ def _retrain(run: Path, first: int, last: int) -> None:
     )
 
 
-def _branch(run: Path, what_if: Path, folder: Path | None) -> None:
+def _branch(run: Path, wanted: "WhatIf", folder: Path | None) -> None:
     from esper.cli._grow import Stop
     from esper.nissa import read_run, write_report
-    from esper.tolaria import Hooks, Interrupted, branch_run, read_what_if
+    from esper.tolaria import Hooks, Interrupted, branch_run
 
-    wanted = read_what_if(what_if)
     place = folder if folder is not None else run.with_name(run.name + "-what-if")
     try:
         branch_run(run, place, wanted, hooks=Hooks(stop=Stop()))

@@ -4,7 +4,13 @@ from esper.nissa._entries import describe_entry, standing
 from esper.nissa._figures import colour, dashes
 from esper.nissa._growth import Growth, read_growth
 from esper.nissa._interval import half_width
-from esper.nissa._metrics import MetricsWriter, keep_metrics_before, read_metrics
+from esper.nissa._metrics import (
+    OF_THE_PROCESS,
+    MeasurementsDigest,
+    MetricsWriter,
+    keep_metrics_before,
+    read_metrics,
+)
 from esper.nissa._page import write_page
 from esper.nissa._progress import ProgressView, describe_stages
 from esper.nissa._prometheus import PrometheusWriter
@@ -15,7 +21,9 @@ from esper.nissa._tensorboard import TensorBoardWriter
 from esper.nissa._writers import Writers, make_writers
 
 __all__ = [
+    "OF_THE_PROCESS",
     "Growth",
+    "MeasurementsDigest",
     "MetricsWriter",
     "ProgressView",
     "PrometheusWriter",

@@ -1,6 +1,8 @@
 """Measurements of a run, one JSON line for each decision boundary."""
 
+import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -13,6 +15,30 @@ MEASURED = (
     "stages", "alphas", "parameters", "compilations", "seconds",
 )  # fmt: skip
 """The keys of a measurement."""
+
+OF_THE_PROCESS = ("seconds", "compilations")
+"""What measurements hold that is no function of the run."""
+
+
+class MeasurementsDigest:
+    """The SHA-256 of measurements, without what is of the process that made them.
+
+    Args:
+        rows: the first ones.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._hash = hashlib.sha256()
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take in the next one."""
+        kept = {key: value for key, value in row.items() if key not in OF_THE_PROCESS}
+        self._hash.update(json.dumps(kept, sort_keys=True).encode() + b"\n")
+
+    def __str__(self) -> str:
+        return self._hash.hexdigest()
 
 
 class MetricsWriter:

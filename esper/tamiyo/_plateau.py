@@ -14,7 +14,8 @@ class PlateauTrigger:
 
     A boundary improves where its loss is below (1 - `min_improvement`) times the best one so
     far; the first one does, and one that is not finite does not. The score is the number of
-    boundaries since the last improvement. Where the run goes back, the plateau is measured anew.
+    boundaries since the last improvement. A run that goes back restores what its trigger was then;
+    without that, a boundary of an earlier step than the last one begins anew.
 
     Args:
         patience: boundaries without improvement that make a plateau, from 1.

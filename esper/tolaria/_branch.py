@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esper.checkpoints import checkpoint_steps, save_checkpoint
@@ -29,6 +28,7 @@ from esper.tolaria._hooks import Hooks
 from esper.tolaria._ledger import Ledger, read_ledger
 from esper.tolaria._replay import site_count
 from esper.tolaria._run_folder import RunFolder, check_free, create_run, open_run
+from esper.tolaria._yaml import read_yaml
 from esper.tolaria.tasks import Task
 from esper.urza import Library
 from esper_functional import advance, state_digest
@@ -59,10 +59,7 @@ def read_what_if(path: Path) -> WhatIf:
     Raises:
         InputError: where it cannot be read, or asks for what is unknown.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"the what-if file {path} cannot be read: {error}") from error
+    values = read_yaml("what-if file", path)
     if not isinstance(values, dict):
         raise InputError(
             f"the what-if file {path} must be a mapping with `from: STEP`, and `decisions:` or"

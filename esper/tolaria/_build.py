@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from esper.cache import KernelCache
 from esper.errors import InputError, RunFolderError
+from esper.nissa import MeasurementsDigest
 from esper.oona import Bus
 from esper.tolaria._clock import Clock
 from esper.tolaria._config import GrowConfig
@@ -138,9 +140,16 @@ def check_batch(config: GrowConfig, task: Task) -> None:
 
 
 def find_candidates(
-    folder: RunFolder, task: Task, trainee: Trainee, library: Library
+    folder: RunFolder,
+    task: Task,
+    trainee: Trainee,
+    library: Library,
+    kernels: KernelCache | None = None,
 ) -> dict[int, list[KernelRecord]]:
     """The kernels to choose from by layer row, every one of them read and verified.
+
+    Args:
+        kernels: keeps them.
 
     Raises:
         ArtifactError: for one that is damaged or not there.
@@ -152,7 +161,9 @@ def find_candidates(
     for name in (n for n in _grow_at(folder.config, task) if n in folder.kernels):
         ids = folder.kernels[name]
         for kernel_id in ids:
-            library.get(kernel_id)
+            artifact = library.get(kernel_id)
+            if kernels is not None:
+                kernels.put(artifact)
             if kernel_id not in known:
                 raise RunFolderError(
                     f"the run {folder.path} chooses from kernel {kernel_id[:12]}, which the library"
@@ -198,7 +209,7 @@ def make_trainer(
     Args:
         past: the measurements made so far.
     """
-    config = folder.config
+    config, kernels = folder.config, KernelCache()
     return Trainer(
         folder=folder,
         task=task,
@@ -207,9 +218,11 @@ def make_trainer(
         controller=controller_of(config, trainee.sites),
         guard=guard_of(config),
         library=library,
-        candidates=find_candidates(folder, task, trainee, library),
+        kernels=kernels,
+        candidates=find_candidates(folder, task, trainee, library, kernels),
         ledger=ledger,
         bus=bus,
         hooks=hooks,
         clock=Clock(past[-1]["seconds"] if past else None),
+        measured=MeasurementsDigest(past),
     )

@@ -4,13 +4,13 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from esper.contracts import Sha256, Size
 from esper.errors import InputError
 from esper.tamiyo import Action
 from esper.tezzeret import blueprint_names
+from esper.tolaria._yaml import read_yaml
 from esper_functional import Blend
 
 Backend = Literal["jax", "torch"]
@@ -23,8 +23,11 @@ class InitialGraft(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     site: str
+    """The layer's path."""
     seed: int = Field(ge=0)
+    """Which of the layer's seeds, counted from 0."""
     kernel: Sha256
+    """The id of a kernel in the run's library."""
 
 
 class ScheduledDecision(BaseModel):
@@ -33,8 +36,11 @@ class ScheduledDecision(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     step: int = Field(ge=0)
+    """From which on it is taken."""
     action: Action = Field(strict=False)
+    """What is done with the seed."""
     site: str
+    """The layer's path."""
     seed: int | None = Field(default=None, ge=0)
     """Null takes the first free one, for a graft."""
     kernel: Sha256 | None = None
@@ -55,6 +61,7 @@ class SafetyConfig(BaseModel):
     max_adaptations: int | None = Field(default=None, ge=0)
     """Most grafts, fossils and retargetings in any `interval_steps`."""
     interval_steps: _Steps = 1_000
+    """The window of `max_adaptations`."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
     """Least confidence of a decision."""
     max_parameters: int | None = Field(default=None, ge=0)
@@ -75,18 +82,23 @@ class GrowConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     task: str
+    """The data and the host: one of Esper's tasks, or the name of your own."""
     backend: Backend
+    """What trains it."""
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     """Of the host's first weights, the batches and the choice of kernels."""
 
     # Training.
     steps: _Steps = 2_500
+    """Of the optimiser."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Examples a step; null takes the whole training part."""
     evaluation_batch: Annotated[int, Field(ge=1)] | None = None
     """Examples of a forward pass that only measures; null takes a whole part at once."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Moments are kept for the host and for each kernel apart."""
     learning_rate: float = Field(default=1e-2, gt=0.0, le=10.0)
+    """The highest of the run; `schedule` and `warmup_steps` lower it."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """How the learning rate goes from its value to 0 over the run."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -110,13 +122,16 @@ class GrowConfig(BaseModel):
 
     # The host's seeds.
     seeds_per_layer: int = Field(default=4, ge=1, le=64)
+    """Most kernels that a layer carries at once."""
     blend: Blend = "residual"
+    """How a kernel's output and the layer's become one; see the page on laws."""
     isolate: bool = False
     """Keep the kernels' gradients from the layers before them."""
     grow_at: list[str] | None = None
     """The host's layers in which kernels may be grafted, in order of preference; null leaves it
     to the task."""
     blueprints: list[str] = Field(default_factory=lambda: ["residual_mlp"])
+    """What kernels are compiled from, by name."""
     blueprint_sizes: dict[str, Size] = Field(default_factory=dict)
     """Values for the blueprints' named sizes."""
     variants: int = Field(default=8, ge=1, le=256)
@@ -130,6 +145,7 @@ class GrowConfig(BaseModel):
     ramp_steps: _Steps = 100
     """Steps over which alpha goes from 0 to 1."""
     ramp: Literal["linear", "cosine", "sigmoid"] = "linear"
+    """The shape of alpha's way."""
     kernel_warmup_steps: int = Field(default=0, ge=0)
     """Steps over which a grafted kernel's learning rate rises from 0."""
     initialisation: Literal[
@@ -141,11 +157,13 @@ class GrowConfig(BaseModel):
 
     # Who decides.
     controller: Literal["none", "fixed", "random", "heuristic", "bandit"] = "heuristic"
+    """Who decides what grows; `none` trains without growing."""
     trigger: Literal["plateau", "gradient_bottleneck", "held_out_gain", "schedule", "random"] = (
         "plateau"
     )
     """When the heuristic and the bandit graft."""
     initial_grafts: list[InitialGraft] = Field(default_factory=list)
+    """Kernels that are there from step 0, at alpha 1."""
     schedule_of_grafts: list[ScheduledDecision] = Field(default_factory=list)
     """Of the fixed controller; without, it grafts every `graft_every` steps."""
     graft_every: _Steps = 500
@@ -175,6 +193,7 @@ class GrowConfig(BaseModel):
     judge_by: Literal["value", "low"] = "value"
     """What of a worth is held against it: the mean, or the lower end of its interval."""
     safety: SafetyConfig = Field(default_factory=SafetyConfig)
+    """What no controller may do; see below."""
 
     # When it goes wrong.
     divergence: float | None = Field(default=10.0, gt=1.0)
@@ -319,12 +338,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Raises:
         InputError: where it cannot be read or is not a mapping of names.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"the configuration file {path} cannot be read: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"the configuration file {path} is not YAML: {error}") from error
+    values = read_yaml("configuration file", path)
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

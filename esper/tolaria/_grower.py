@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from esper.artifacts import Artifact
+from esper.cache import KernelCache
 from esper.errors import EsperError
 from esper.tamiyo import Action, Decision, Probe
 from esper.tolaria._config import GrowConfig
@@ -46,6 +47,7 @@ class Grower:
     there at alpha 0, incubates where the run says so, and is ramped up.
 
     Args:
+        kernels: keeps those that were read; others are read from the library.
         course: what is remembered of the grafts; may be exchanged.
         probe: measures what a layer row sees.
     """
@@ -56,6 +58,7 @@ class Grower:
         trainee: Trainee,
         journal: Journal,
         library: Library,
+        kernels: KernelCache,
         config: GrowConfig,
         course: Course,
         probe: Callable[[int, int], Probe],
@@ -63,16 +66,23 @@ class Grower:
         self._trainee = trainee
         self._journal = journal
         self._library = library
+        self._kernels = kernels
         self._config = config
         self._probe = probe
-        self._artifacts: dict[str, Artifact] = {}
         self.course = course
 
     def artifact(self, kernel_id: str) -> Artifact:
-        """A kernel of the library, read once."""
-        if kernel_id not in self._artifacts:
-            self._artifacts[kernel_id] = self._library.get(kernel_id)
-        return self._artifacts[kernel_id]
+        """A kernel, from memory where it is there.
+
+        Raises:
+            LibraryError: where there is none of that id, or it cannot be read.
+            ArtifactError: where it is damaged.
+        """
+        found = self._kernels.load_kernel_sync(kernel_id)
+        if found is None:
+            found = self._library.get(kernel_id)
+            self._kernels.put(found)
+        return found
 
     def loading(self) -> list[Artifact]:
         """The kernels that are on their way."""

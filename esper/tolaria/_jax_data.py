@@ -50,6 +50,10 @@ class JaxData:
             if not split.streamed
         }
 
+    def held(self, split: str) -> bool:
+        """Whether a part lies on the device."""
+        return split in self._held
+
     def count(self, split: str) -> int:
         """How many examples a part has.
 

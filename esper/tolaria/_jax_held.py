@@ -105,7 +105,7 @@ def widened(params: Any) -> Any:
     """Parameters as they are trained: whatever precision they are computed in, in float32."""
 
     def of_leaf(leaf: Any) -> Any:
-        leaf = jnp.asarray(leaf)
+        leaf = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
         return leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf
 
     return jax.tree.map(of_leaf, params)
@@ -249,13 +249,14 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _plain(leaf: Any) -> Any:
+def plain(leaf: Any) -> Any:
+    """A leaf as an array: of a random key, its words."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): np.asarray(_plain(leaf)) for path, leaf in leaves}
+    return {_name(path): np.asarray(plain(leaf)) for path, leaf in leaves}
 
 
 def _unnamed(what: str, template: Any, named: Mapping[str, Any]) -> Any:
@@ -265,7 +266,7 @@ def _unnamed(what: str, template: Any, named: Mapping[str, Any]) -> Any:
         InputError: for values of other names or shapes.
     """
     leaves = jax.tree_util.tree_leaves_with_path(template)
-    own = {_name(path): np.shape(_plain(jnp.asarray(leaf))) for path, leaf in leaves}
+    own = {_name(path): np.shape(plain(jnp.asarray(leaf))) for path, leaf in leaves}
     for name in [*own, *(name for name in named if name not in own)]:
         expected = list(own[name]) if name in own else "nothing of that name"
         found = list(np.shape(named[name])) if name in named else "nothing of that name"

@@ -116,9 +116,30 @@ class Group(NamedTuple):
 
 def new_group(static: Static, how: Optimisation, params: Any) -> Group:
     """Parameters with new moments."""
-    params = jax.tree.map(jnp.asarray, params)
+    params = jax.tree.map(_as_jax, params)
     average = None if how.ema_decay is None else params
     return Group(params, static.optimizer.init(params), average)
+
+
+def kernel_group(static: Static, how: Optimisation, params: Any) -> Group:
+    """The same for a kernel, whose like often came before: moments of equal types are shared."""
+    params = jax.tree.map(_as_jax, params)
+    leaves, tree = jax.tree.flatten(params)
+    moments = _first_moments(static.optimizer, tree, tuple(jax.typeof(leaf) for leaf in leaves))
+    average = None if how.ema_decay is None else params
+    return Group(params, moments, average)
+
+
+def _as_jax(leaf: Any) -> jax.Array:
+    # Converting what needs none takes longer than looking.
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+
+
+@lru_cache(maxsize=32)
+def _first_moments(
+    optimizer: optax.GradientTransformation, tree: Any, types: tuple[Any, ...]
+) -> Any:
+    return optimizer.init(jax.tree.unflatten(tree, [jnp.zeros(t.shape, t.dtype) for t in types]))
 
 
 def merge_params(plan: Plan, trained: Sequence[Any], fossils: Sequence[Any]) -> tuple[Any, ...]:
@@ -228,6 +249,38 @@ def _step_program(static: Static, design: Design, plan: Plan) -> Any:
     return step
 
 
+def _steps_program(static: Static, design: Design, plan: Plan) -> Any:
+    step = _step_program(static, design, plan)
+
+    def steps(
+        host: Group,
+        trained: tuple[Group, ...],
+        fossils: tuple[Any, ...],
+        live: Live | None,
+        rest: Any,
+        x: Any,
+        y: Any,
+        indices: Any,
+        rates: Any,
+        keys: Any,
+    ) -> Any:
+        def one(carry: Any, each: Any) -> Any:
+            host, trained, live, rest = carry
+            index, rate, key = each
+            host, trained, errors, rest, loss = step(
+                host, trained, fossils, live, rest, x, y, index, rate, key
+            )
+            live = None if live is None else dataclasses.replace(live, errors=errors)
+            return (host, trained, live, rest), loss
+
+        first = (host, trained, live, rest)
+        last, losses = jax.lax.scan(one, first, (indices, rates, keys))
+        host, trained, live, rest = last
+        return host, trained, None if live is None else live.errors, rest, losses
+
+    return steps
+
+
 def _joined(faults: Sequence[Any]) -> tuple[Any, ...]:
     """Of each kernel what was seen of it: in the forward pass, or in its shadow."""
     return tuple(
@@ -318,6 +371,7 @@ def _prediction_program(static: Static, design: Design, plan: Plan) -> Any:
 
 _BUILDERS = {
     "step": _step_program,
+    "steps": _steps_program,
     "evaluate": _evaluation_program,
     "variants": _variants_program,
     "predict": _prediction_program,

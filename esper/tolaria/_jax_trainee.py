@@ -33,10 +33,12 @@ from esper.tolaria._jax_programs import (
     ProgramKey,
     build_static,
     host_flops,
+    kernel_group,
     merge_params,
     new_group,
     with_params,
 )
+from esper.tolaria._jax_stretch import AT_ONCE, Exactness, Stillness
 from esper.tolaria._outputs import check_outputs
 from esper.tolaria._trainee import (
     ArrayTree,
@@ -69,6 +71,12 @@ from esper_functional import (
 
 VARIANTS = 16
 """Most variants of one pass that measures worth; more are measured in several passes."""
+
+_UNSEEN = (EventKind.LOAD, EventKind.HEALTH)
+"""Events that no program sees anything of."""
+
+EXACT = Exactness()
+"""Of all programs in the process."""
 
 
 class JaxTrainee:
@@ -135,6 +143,7 @@ class JaxTrainee:
         self.sites: tuple[str, ...] = self._model.sites
         self._first_compilation = PROGRAMS.compilations
         self._host_flops = host_flops(self._design)
+        self._still = Stillness()
 
     @property
     def seeds(self) -> SeedState:
@@ -184,7 +193,7 @@ class JaxTrainee:
         kernel = kernel_of(artifact, params)
         model = self._model.apply_event(event, kernel)
         slot = int(model.seeds.slot[event.layer, event.seed])
-        own = new_group(self._static, self._how, widened(kernel.params))
+        own = kernel_group(self._static, self._how, widened(kernel.params))
         return model, {**self._groups, slot: own}
 
     def prepare(self, event: Event, artifact: Artifact, *, incubate: bool = False) -> None:
@@ -192,8 +201,8 @@ class JaxTrainee:
         model, groups = self._grafted(event, artifact, None)
         coming = arrange(model, groups)
         x, y = next(self._data.chunks("validation", self._data.chunk_size("validation")))
-        live = self._judged_live(coming, model.seeds)
-        arguments = (self._host.params, live, self._rest, x, y)
+        own = merge_params(coming.plan, [g.params for g in coming.trained], coming.fossils)
+        arguments = (self._host.params, with_params(coming.live, own), self._rest, x, y)
         PROGRAMS.prepare(self._key("evaluate", coming.plan), *arguments)
         if incubate:
             hidden = Event(event.step, event.layer, event.seed, EventKind.INCUBATE)
@@ -205,6 +214,10 @@ class JaxTrainee:
     def apply(
         self, event: Event, artifact: Artifact | None = None, params: Params | None = None
     ) -> None:
+        if event.kind in _UNSEEN:
+            self._model = _without_events(self._model.apply_event(event))
+            self.advance(event.step)
+            return
         self._settle()
         place, before = (event.layer, event.seed), self.seeds
         counts, slot = failures(self._now), int(before.slot[place])
@@ -231,7 +244,9 @@ class JaxTrainee:
             self._groups.pop(slot, None)
         if self.seeds.error_count[place] != before.error_count[place]:
             counts.pop(slot, None)
+        self._model = _without_events(self._model)
         self._now = arrange(self._model, self._groups, counts)
+        self._still.changed()
 
     def advance(self, step: int) -> None:
         if not np.asarray(self.seeds.ramp_span).any():
@@ -242,7 +257,7 @@ class JaxTrainee:
     # Training.
 
     def _rate_array(self, now: Arranged, rates: Rates) -> Any:
-        wanted = (rates.host, *(rates.kernels.get(slot, rates.host) for slot in now.active))
+        wanted = _rates_of(now, rates)
         if self._rates is None or self._rates[0] != wanted:
             self._rates = (wanted, jnp.asarray(np.array(wanted, np.float32)))
         return self._rates[1]
@@ -278,15 +293,58 @@ class JaxTrainee:
         if self._running is None or self._running[0] is not now.plan or self._running[1] != shape:
             program = PROGRAMS.get(self._key("step", now.plan), *arguments)
             self._running = (now.plan, shape, program)
-        program = self._running[2]
-        self._host, trained, errors, self._rest, loss = program(*arguments)
+        self._still.stepped()
+        return self._take(self._running[2](*arguments))
+
+    def _take(self, result: tuple[Any, ...]) -> Any:
+        """Be what a program of steps gave; returns its losses."""
+        now = self._now
+        self._host, trained, errors, self._rest, loss = result
         live = None if now.live is None else dataclasses.replace(now.live, errors=errors)
         self._now = now._replace(trained=trained, live=live)
         return loss
 
+    @property
+    def at_once(self) -> int:
+        if not self._still.long or isinstance(self._last_batch, Batch):
+            return 1
+        shapes = None if self._running is None else self._running[1]
+        inexact = EXACT.known((self._key("steps", self._now.plan), shapes)) is False
+        if inexact or not self._data.held("train"):
+            self._still.changed()  # so that it is not asked again before every step
+            return 1
+        return AT_ONCE
+
+    def steps(
+        self, batches: Sequence[np.ndarray | Batch | None], rates: Sequence[Rates], step: int
+    ) -> list[Any]:
+        now, key = self._now, self._key("steps", self._now.plan)
+        # XLA may do with arrays of other shapes otherwise.
+        own = (key, self._data.step(batches[0]).shapes)
+        drawn = [batch for batch in batches if isinstance(batch, np.ndarray)]
+        examples = self._data.step(np.stack(drawn) if drawn else None)
+        keys = None
+        if self._static.network.keyed:
+            keys = np.array([[self._seed, step + i] for i in range(len(batches))], np.int32)
+        table = np.array([_rates_of(now, rate) for rate in rates], np.float32)
+        arguments = (
+            self._host, now.trained, now.fossils, now.live, self._rest, *examples, table, keys,
+        )  # fmt: skip
+        result = PROGRAMS.get(key, *arguments)(*arguments)
+        if EXACT.known(own):
+            return [self._take(result)]
+        # What single steps give is what counts; the program may do the next ones, if it can.
+        each = enumerate(zip(batches, rates, strict=True), step)
+        losses = [self.step(batch, rate, i) for i, (batch, rate) in each]
+        errors = None if self._now.live is None else self._now.live.errors
+        one_by_one = (self._host, self._now.trained, errors, self._rest, jnp.stack(losses))
+        EXACT.compare(own, result, one_by_one)
+        return losses
+
     def read_losses(self, losses: Sequence[Any]) -> np.ndarray:
         # One program for every length would be compiled; the transfers are small.
-        return np.array([np.asarray(loss) for loss in jax.device_get(list(losses))], np.float32)
+        read = [np.ravel(loss) for loss in jax.device_get(list(losses))]
+        return np.concatenate([np.zeros(0, np.float32), *read]).astype(np.float32)
 
     def absorb(self, step: int) -> list[Event]:
         if self._now.live is None:
@@ -386,6 +444,7 @@ class JaxTrainee:
         self._host, self._rest, self._model = held.host, held.rest, held.model
         self._groups, self._flops = dict(held.groups), dict(held.flops)
         self._now = held.now
+        self._still.changed()
 
     def snapshot(self, held: Held | None = None) -> ArrayTree:
         return snapshot(self.hold() if held is None else held)
@@ -399,3 +458,13 @@ class JaxTrainee:
             ArtifactError: for an artifact that is refused; nothing is changed.
         """
         self.take_back(read_snapshot(tree, artifacts, self.hold(), self._static, self._how))
+
+
+def _without_events(model: SeededModel) -> SeededModel:
+    """What a run records is in its ledger; a copy of all of it for each event grows with it."""
+    return dataclasses.replace(model, events=())
+
+
+def _rates_of(now: Arranged, rates: Rates) -> tuple[float, ...]:
+    """Of the host, and of the kernels that train, in plan order."""
+    return (rates.host, *(rates.kernels.get(slot, rates.host) for slot in now.active))

@@ -13,7 +13,7 @@ class Journal:
     """The ledger of a run, and the bus on which its entries are published.
 
     Args:
-        on_entry: is called with every entry that is on the disk.
+        on_entry: is called with every entry that is written.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Journal:
         return self._ledger.cursor
 
     def write(self, entries: Sequence[dict[str, Any]]) -> None:
-        """Write entries, wait until they are on the disk, and tell of them.
+        """Write entries, and tell of them.
 
         Raises:
             LedgerError: where a resumed run does otherwise than it did before.
@@ -45,6 +45,10 @@ class Journal:
             self._bus.publish(Topic.SEED_EVENT, entry)
             if self._on_entry is not None:
                 self._on_entry(entry)
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        self._ledger.sync()
 
     def events(self, events: Sequence[tuple[Event, str]]) -> None:
         """Record changes of seeds, each with its reason."""

@@ -136,6 +136,7 @@ class Ledger:
         self._whole = known.rfind(b"\n") + 1
         self._ahead = known[self.cursor.offset : self._whole]
         self._file: BinaryIO | None = None
+        self._synced = True
 
     def _opened(self) -> BinaryIO:
         """The file, opened at the first line that is new: until then nothing is touched."""
@@ -147,7 +148,7 @@ class Ledger:
         return self._file
 
     def append(self, entries: list[dict[str, Any]]) -> None:
-        """Write entries and wait until they are on the disk.
+        """Write entries: they outlast the process, and after `sync` the machine.
 
         Raises:
             LedgerError: where a resumed run does otherwise than it did before.
@@ -174,7 +175,20 @@ class Ledger:
             file = self._opened()
             file.write(fresh)
             file.flush()
-            os.fsync(file.fileno())
+            self._synced = False
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk.
+
+        Training waits for it only before a checkpoint, which refers to a place in the ledger: what
+        a machine that loses power forgets behind that, the run writes again just as it was.
+
+        Raises:
+            OSError: where the disk does not take it.
+        """
+        if self._file is not None and not self._synced:
+            os.fsync(self._file.fileno())
+            self._synced = True
 
     def recorded_rollback(self, step: int) -> str | None:
         """Why the run was taken back at `step` the last time, where that is what it did next."""
@@ -185,6 +199,9 @@ class Ledger:
         return str(entry["cause"]) if back else None
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        """Close the file, when all of it is on the disk."""
+        if self._file is not None and not self._file.closed:
+            try:
+                self.sync()
+            finally:
+                self._file.close()

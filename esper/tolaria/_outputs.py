@@ -3,7 +3,7 @@
 import numpy as np
 
 from esper.errors import InputError
-from esper.tolaria.tasks import Task
+from esper.tolaria.tasks import CustomHost, Task
 
 
 def check_outputs(outputs: tuple[int, ...], task: Task) -> None:
@@ -16,6 +16,12 @@ def check_outputs(outputs: tuple[int, ...], task: Task) -> None:
         InputError: with what was expected and what was found.
     """
     labels = task.train.y.shape[1:]
+    declared = task.host.outputs if isinstance(task.host, CustomHost) else None
+    if declared is not None and outputs[-1:] not in ((), (declared,)):
+        raise InputError(
+            f"the host of {task.name} is said to have {declared} outputs, and returns"
+            f" {list(outputs)} for an example: say {outputs[-1]}, or leave `outputs` out"
+        )
     found = f"the host of {task.name} returns {list(outputs)} for an example"
     if task.loss == "mean_squared_error":
         if np.prod(outputs) != np.prod(labels):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from esper.checkpoints import checkpoint_steps, verify_checkpoint
 from esper.errors import InputError, LedgerError
+from esper.nissa import read_metrics
 from esper.tolaria._fold import Fold
 from esper.tolaria._ledger import MARK, Cursor, read_ledger
+from esper.tolaria._measured import check_measurements
 from esper.tolaria._run_folder import RunFolder, open_run
 from esper.tolaria.tasks import load_task
 from esper_functional import SeedState, advance, state_digest
@@ -43,6 +45,7 @@ def replay_run(path: Path, *, to: int | None = None) -> Replay:
         InputError: for a step that the run does not have.
         LedgerError: where a line is damaged, or the fold gives another digest.
         CheckpointError: where a file of a checkpoint is damaged.
+        EsperError: where measurements are damaged, or not those that the ledger saw at the end.
     """
     folder = open_run(path)
     if to is not None and not 0 <= to <= folder.config.steps:
@@ -66,6 +69,10 @@ def replay_run(path: Path, *, to: int | None = None) -> Replay:
         if entry.data["kind"] == MARK:
             _compare(path, f"line {entry.number}", advance(fold.state, step), entry.data["seeds"])
             verified.append((step, entry.data["name"]))
+            if folder.metrics.exists() and check_measurements(
+                folder.metrics, read_metrics(folder.metrics), entry.data
+            ):
+                verified.append((step, "measurements"))
         check(cursor)
     if expected:
         when = min(found[0][0] for found in expected.values())

@@ -9,19 +9,17 @@ from typing import Any
 
 from esper.checkpoints import checkpoint_steps, load_checkpoint, tree_digest
 from esper.errors import InputError, LedgerError
-from esper.nissa import read_metrics
+from esper.nissa import OF_THE_PROCESS, read_metrics
 from esper.oona import InProcessBus
 from esper.tolaria._build import check_task, make_trainee, make_trainer
 from esper.tolaria._departure import depart
 from esper.tolaria._hooks import Hooks
 from esper.tolaria._ledger import MARK, ROLLBACK, Entry, Ledger, read_ledger
+from esper.tolaria._measured import check_measurements
 from esper.tolaria._run_folder import RunFolder, open_run
 from esper.tolaria._trainer import Interrupted
 from esper.tolaria.tasks import Task
 from esper.urza import Library
-
-_OF_THE_PROCESS = ("seconds", "compilations")
-"""What measurements hold that is no function of the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +50,16 @@ def retrain_run(path: Path, first: int, last: int, *, task: Task | None = None) 
         InputError: for a stretch that the record does not hold, and for other data.
         LedgerError: at the first thing that differs, or where the record is damaged.
         CheckpointError, ArtifactError, LibraryError: where something is damaged or gone.
+        EsperError: where measurements are not those that the ledger saw at the run's end.
     """
     folder = open_run(path)
     entries = list(read_ledger(folder.ledger, folder.genesis))
-    recorded = [row for row in read_metrics(folder.metrics) if row["step"] <= last]
-    reached = max((row["step"] for row in read_metrics(folder.metrics)), default=0)
+    rows = read_metrics(folder.metrics)
+    for entry in entries:
+        if entry.data["kind"] == MARK:
+            check_measurements(folder.metrics, rows, entry.data)
+    recorded = [row for row in rows if row["step"] <= last]
+    reached = max((row["step"] for row in rows), default=0)
     if not 0 <= first < last <= reached:
         raise InputError(
             f"the stretch {first}..{last} cannot be trained again: expected FROM..TO within the"
@@ -79,6 +82,7 @@ def retrain_run(path: Path, first: int, last: int, *, task: Task | None = None) 
             ledger=ledger,
             bus=InProcessBus(),
             hooks=Hooks(stop=watch.done, on_step=watch.on_step, on_boundary=watch.on_boundary),
+            past=[row for row in rows if row["step"] < start.step],
         )
         try:
             if start.saved is not None:
@@ -124,11 +128,12 @@ class _Watch:
         if known is None:
             return
         for key, value in known.items():
-            if key not in _OF_THE_PROCESS and row.get(key) != value:
+            if key not in OF_THE_PROCESS and row.get(key) != value:
                 raise LedgerError(
                     f"retraining differs from the record at step {step}: {key} was {value}, and"
-                    f" is now {row.get(key)}. Retrain on the machine and with the library versions"
-                    " that the run was trained with (see run.json)"
+                    f" is now {row.get(key)}. Either the record was changed (esper replay tells,"
+                    " where the run has ended), or this is not the machine, or not the library"
+                    " versions, that it was trained with (see run.json)"
                 )
         self.boundaries += 1
 

@@ -235,8 +235,10 @@ def open_run(path: Path) -> RunFolder:
     try:
         data = (path / RUN).read_bytes()
     except OSError as error:
+        # Of one seed, a run is the folder that was asked for.
+        beside = f"; {path.parent} is a run itself" if (path.parent / RUN).exists() else ""
         raise RunFolderError(
-            f"{path} holds no run: {path / RUN} cannot be read ({error.strerror or error})"
+            f"{path} holds no run: {path / RUN} cannot be read ({error.strerror or error}){beside}"
         ) from error
     try:
         content: dict[str, Any] = json.loads(data)

@@ -87,6 +87,11 @@ class TorchTrainee:
         with random_stream(device, seed, 0):
             # Of a user's own function, which may draw without saying from what.
             host = task.host.torch(seed)
+        if not isinstance(host, torch.nn.Module):
+            raise InputError(
+                f"the host {task.host.name!r} builds a {type(host).__name__} for torch: expected a"
+                " torch.nn.Module"
+            )
         self._network = TorchNetwork(
             host,
             grow_at=tuple(grow_at) or task.host.grow_at,
@@ -247,6 +252,18 @@ class TorchTrainee:
             for shadow in shadows:
                 shadow.backward()
         return share.detach()
+
+    @property
+    def at_once(self) -> int:
+        """See `Trainee.at_once`."""
+        return 1
+
+    def steps(
+        self, batches: Sequence[np.ndarray | Batch | None], rates: Sequence[Rates], step: int
+    ) -> list[Any]:
+        """See `Trainee.steps`."""
+        pairs = enumerate(zip(batches, rates, strict=True), step)
+        return [self.step(batch, own, i) for i, (batch, own) in pairs]
 
     def read_losses(self, losses: Sequence[Any]) -> np.ndarray:
         """See `Trainee.read_losses`."""

@@ -123,6 +123,25 @@ class Trainee(Protocol):
         """
         ...
 
+    @property
+    def at_once(self) -> int:
+        """How many steps are best trained in one call now; 1 where nothing is gained by more."""
+        ...
+
+    def steps(
+        self, batches: Sequence[np.ndarray | Batch | None], rates: Sequence[Rates], step: int
+    ) -> list[Any]:
+        """`at_once` steps, to the last bit as `step` trains them one after the other.
+
+        Args:
+            batches: indices of equally many examples each, or None for all in each.
+            step: the first.
+
+        Returns:
+            Losses on the device, for `read_losses`.
+        """
+        ...
+
     def read_losses(self, losses: Sequence[Any]) -> np.ndarray:
         """The losses of steps as f32; waits for the device once."""
         ...

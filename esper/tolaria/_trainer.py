@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from esper.cache import KernelCache
 from esper.checkpoints import CheckpointWriter, checkpoint_steps, tree_digest
 from esper.errors import EsperError
+from esper.nissa import MeasurementsDigest
 from esper.oona import Bus, InProcessBus, Topic
 from esper.tamiyo import (
     Action,
@@ -41,7 +43,7 @@ from esper.tolaria._ledger import Ledger
 from esper.tolaria._rates import rate_table
 from esper.tolaria._run_folder import RunFolder
 from esper.tolaria._trainee import Evaluation, Rates, Trainee
-from esper.tolaria.tasks import Loader, Task
+from esper.tolaria.tasks import Batch, Loader, Task
 from esper.tolaria.worth import removal_costs
 from esper.urza import KernelRecord, Library
 from esper_functional import Event, EventKind, state_digest
@@ -72,10 +74,12 @@ class Trainer:
         controller: None trains without growing.
         guard: refuses what its rules do not allow.
         library: where kernels are.
+        kernels: those of them that were read.
         candidates: kernels to choose from, by layer row.
         ledger: open at the run's step.
         bus: measurements and events are published on it.
         hooks: what the user wants called.
+        measured: of the measurements so far.
     """
 
     def __init__(
@@ -88,11 +92,13 @@ class Trainer:
         controller: Controller | None,
         guard: Guard,
         library: Library,
+        kernels: KernelCache,
         candidates: Mapping[int, list[KernelRecord]],
         ledger: Ledger,
         bus: Bus | None = None,
         hooks: Hooks | None = None,
         clock: Clock | None = None,
+        measured: MeasurementsDigest | None = None,
     ) -> None:
         self._folder = folder
         self._config: GrowConfig = folder.config
@@ -107,6 +113,7 @@ class Trainer:
         self._hooks = hooks or Hooks()
         self._journal = Journal(ledger, self._bus, self._hooks.on_entry)
         self._clock = clock or Clock()
+        self._measured = measured or MeasurementsDigest()
         self._writer = CheckpointWriter(folder.checkpoints)
         self._restored = False
         self._losses: list[Any] = []
@@ -121,6 +128,7 @@ class Trainer:
             trainee=trainee,
             journal=self._journal,
             library=library,
+            kernels=kernels,
             config=self._config,
             course=self._course,
             probe=self._probe,
@@ -185,23 +193,36 @@ class Trainer:
         warm = self._warming(step)
         ramping = bool(np.asarray(trainee.seeds.ramp_span).any())
         flops, on_step, losses = self._step_flops(), self._hooks.on_step, self._losses
+        singly = ramping or on_step is not None
         budget = config.max_training_flops or math.inf
         with self._clock.charge("train"):
             while step < end and not self._asked:
                 if course.flops + flops > budget:
                     self._last = step
                     break
-                rates = Rates(self._table[step] * course.rate_scale, self._warmth(warm, step))
-                if ramping:
-                    trainee.advance(step)
-                loss = trainee.step(self._loader.batch(step + course.offset), rates, step)
-                losses.append(loss)
-                course.flops += flops
+                count = 1 if singly else trainee.at_once
+                if step + count > end or course.flops + count * flops > budget:
+                    count = 1
+                if count > 1:
+                    rates = [self._rates(warm, one) for one in range(step, step + count)]
+                    batches = [self._batch(one) for one in range(step, step + count)]
+                    losses += trainee.steps(batches, rates, step)
+                else:
+                    if ramping:
+                        trainee.advance(step)
+                    losses.append(trainee.step(self._batch(step), self._rates(warm, step), step))
                 if on_step is not None:
-                    on_step(step, loss)
-                step += 1
+                    on_step(step, losses[-1])
+                course.flops += count * flops
+                step += count
                 self._asked = step < self._last and self._hooks.stop()
         return step
+
+    def _batch(self, step: int) -> np.ndarray | Batch | None:
+        return self._loader.batch(step + self._course.offset)
+
+    def _rates(self, warming: Mapping[int, int], step: int) -> Rates:
+        return Rates(self._table[step] * self._course.rate_scale, self._warmth(warming, step))
 
     def _step_flops(self) -> float:
         """Of a training step, as the network is."""
@@ -271,7 +292,7 @@ class Trainer:
         self._judge_progress(validation.loss)
         if saved is not None and not self._ended:
             with self._clock.charge("checkpoint"):
-                self._writer.save(step, *saved)
+                self._save(step, *saved)
         self._hold(step)
         return None
 
@@ -308,6 +329,7 @@ class Trainer:
             "seconds": dict(self._clock.spent),
         }
         self._bus.publish(Topic.METRICS, row)
+        self._measured.add(row)
         if self._hooks.on_boundary is not None:
             self._hooks.on_boundary(row)
 
@@ -468,6 +490,13 @@ class Trainer:
         self._trainee.advance(advanced)
         return self._tree(), self._meta(advanced)
 
+    def _save(
+        self, step: int, tree: dict[str, Any], meta: dict[str, Any], *, replace: bool = False
+    ) -> None:
+        # The checkpoint refers to a place in the ledger.
+        self._journal.sync()
+        self._writer.save(step, tree, meta, replace=replace)
+
     def _save_as_it_is(self, step: int) -> None:
         """Save the run before any step, with what it would be taken back to."""
         if step in checkpoint_steps(self._folder.checkpoints):
@@ -479,7 +508,7 @@ class Trainer:
             if held is not None:
                 tree["held"] = self._trainee.snapshot(held.trainee)
                 meta["held"] = {"step": held.step, "course": held.course, "lines": held.lines}
-            self._writer.save(step, tree, meta)
+            self._save(step, tree, meta)
             self._writer.wait()
 
     def restore(self, tree: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
@@ -514,12 +543,13 @@ class Trainer:
             "end",
             seeds=state_digest(self._trainee.seeds),
             arrays=tree_digest(snapshot),
+            measurements=str(self._measured),
         )
         self._keep_region("before")
         self._keep_region("after")
         with self._clock.charge("checkpoint"):
             # A run whose FLOPs are used up just where a checkpoint was due ends at that step.
-            self._writer.save(step, self._tree(), self._meta(step), replace=True)
+            self._save(step, self._tree(), self._meta(step), replace=True)
             self._writer.wait()
 
 

@@ -23,6 +23,9 @@ BENCHMARKS = (
     "trust",
     "cache",
     "executor",
+    "compile",
+    "training",
+    "seeds",
 )
 
 Start = Callable[[Sequence[str]], int]

@@ -35,8 +35,9 @@ class Settings:
     steps: int = 3_000
     batch_size: int = 64
     evaluation_batch: int = 256
-    widths: tuple[int, ...] = (8, 16, 16)
-    """Of the host on the shapes; CIFAR's tasks have their own."""
+    widths: tuple[int, ...] = (2, 2, 2)
+    """Of the host on the shapes; CIFAR's tasks have their own. With (8, 16, 16) it learns all by
+    itself, to 99.4 % in 3,000 steps, and the heuristic controller rightly grafts nothing."""
     controller: str = "heuristic"
     seeds_per_layer: int = 2
     variants: int = 4

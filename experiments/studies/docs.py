@@ -86,7 +86,8 @@ def _section(page: Path, name: str, content: dict[str, Any]) -> str:
     table = Table(tuple(own["columns"]), tuple(tuple(row) for row in own["rows"]))
     machine = content["machine"]
     versions = ", ".join(f"{package} {v}" for package, v in sorted(machine["versions"].items()))
-    where = f"{machine['platform']}, {machine['cores']} cores, Python {machine['python']}"
+    system = f"{machine['platform'].partition('-')[0]} on {machine['processor']}"
+    where = f"{system}, {machine['cores']} cores, Python {machine['python']}"
     parts = [markdown(table), *content["notes"], f"Measured on {where}; {versions}."]
     return "\n\n".join([*parts, f"![The results of {name}]({page.stem}/{name}.svg)"])
 

@@ -147,13 +147,22 @@ def begin_large_and_prune(
         **common | at_once | {"max_grafts": None}, schedule_of_grafts=begin + out_goes
     )
     pruned = start_run(out / "pruned" / f"seed-{seed}", config)
+    check_beginning(pruned, large, prune_at)
+    return pruned
+
+
+def check_beginning(pruned: RunFolder, large: RunFolder, prune_at: int) -> None:
+    """Refuse a pruned run that is another than the measured one before it is pruned.
+
+    Raises:
+        EsperError: where losses differ.
+    """
     was, now = (losses_before(folder, prune_at) for folder in (large, pruned))
     if was != now:
         raise EsperError(
             f"the run {pruned.path} is not the one whose removal costs were measured: expected the"
             f" losses of {large.path} before step {prune_at}, got others; run the study again"
         )
-    return pruned
 
 
 def begin_large(path: Path, config: GrowConfig, flops: float) -> tuple[RunFolder, int]:

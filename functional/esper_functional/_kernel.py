@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -101,7 +102,8 @@ def check_kernel(
     expected = f"input {in_shape}{kind} -> output {out_shape} of {jnp.dtype(dtype).name}"
     advice = "Choose a kernel compiled for this signature."
     try:
-        y = jax.eval_shape(kernel.program.apply, kernel.params, x)
+        leaves, tree = jax.tree.flatten(kernel.params)
+        y = _output(kernel.program, tree, tuple(jax.typeof(leaf) for leaf in leaves), x)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise KernelMismatchError(
@@ -119,6 +121,13 @@ def check_kernel(
             f"the kernel does not fit {where}: expected {expected}; its output is"
             f" {tuple(y.shape[1:])} of {y.dtype.name}{batched}. {advice}"
         )
+
+
+@lru_cache(maxsize=256)
+def _output(program: Program, tree: Any, types: tuple[Any, ...], x: Any) -> Any:
+    """What a program gives, without running it: tracing takes as long as a small step."""
+    params = [jax.ShapeDtypeStruct(t.shape, t.dtype, weak_type=t.weak_type) for t in types]
+    return jax.eval_shape(program.apply, jax.tree.unflatten(tree, params), x)
 
 
 def count_params(params: Params) -> int:

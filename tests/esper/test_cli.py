@@ -159,7 +159,7 @@ def test_a_run_leaves_the_folder_of_a_run(finished, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_replay_folds_to_every_digest_that_was_recorded(finished, backend):
     done = esper("replay", finished[backend], check=0)
-    assert done.stdout.count("equal") == 7  # six checkpoints and the end
+    assert done.stdout.count("equal") == 8  # six checkpoints, the end, the measurements
     assert f"digest {end_of(finished[backend])['seeds']}" in done.stdout
 
 

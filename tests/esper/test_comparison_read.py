@@ -88,6 +88,24 @@ def test_a_ledger_that_was_changed_is_found(trained: list[Outcome], tmp_path: Pa
         read_outcome(tmp_path, "static-final", "steps")
 
 
+def test_measurements_that_were_changed_are_found(trained: list[Outcome], tmp_path: Path):
+    source = Path(trained[1].folder)
+    for name in ("run.json", "metrics.jsonl", "events.jsonl"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    assert read_outcome(tmp_path, "static-final", "steps").ended
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    # What is of the process that trained is no part of the run.
+    rows[-1]["seconds"]["train"] += 1.0
+    written = "".join(json.dumps(own) + "\n" for own in rows)
+    (tmp_path / "metrics.jsonl").write_text(written)
+    assert read_outcome(tmp_path, "static-final", "steps").ended
+    rows[-1]["test_accuracy"] += 0.01
+    written = "".join(json.dumps(own) + "\n" for own in rows)
+    (tmp_path / "metrics.jsonl").write_text(written)
+    with pytest.raises(EsperError, match="was changed after the run had ended: the SHA-256"):
+        read_outcome(tmp_path, "static-final", "steps")
+
+
 # Runs as they may be written
 
 

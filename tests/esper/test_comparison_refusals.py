@@ -68,6 +68,8 @@ REFUSED = [
     (everything("fixed", backend="torch"), "expected the backend to be the same"),
     (everything("fixed", host_sites=("layers.0",)), "expected the host's layers to be the same"),
     (everything("fixed", host_parameters=43), "expected the host's parameters to be the same"),
+    (everything("heuristic", kept=0, removed=0),
+     "'heuristic' grafted nothing with any of its 10 seeds, so there is no growth to judge; give"),
     (everything("fixed", steps=600, planned_steps=600), r"expected equal steps, got 500 .* 600"),
 ]  # fmt: skip
 
@@ -82,6 +84,15 @@ def test_refusals(change, message):
     with pytest.raises(VerdictRefused):
         verdict.pair("fixed")
     assert issubclass(VerdictRefused, EsperError)
+
+
+def test_seeds_in_which_nothing_was_grafted_are_told():
+    runs = changed("heuristic", 4, kept=0, removed=0)(typical())
+    verdict = judge(design(), changed("heuristic", 7, kept=0, removed=0)(runs))
+    assert not verdict.refused
+    (told,) = [text for text in verdict.caveats if "grafted nothing" in text]
+    assert told.startswith("heuristic grafted nothing with 2 of its 10 seeds: there it is the host")
+    assert not any("grafted nothing" in text for text in judge(design(), typical()).caveats)
 
 
 def test_every_reason_is_told():

@@ -77,12 +77,22 @@ def test_files(tmp_path):
     assert read_config_file(path) == {"steps": 7, "task": "digits"}
     path.write_text("")
     assert read_config_file(path) == {}
-    for text, message in (("- 1", "must be a mapping"), ("{", "is not YAML")):
+    for text, message in (
+        ("- 1", "must be a mapping"),
+        ("{", "is not YAML at line 1, column 2: expected the node content, but found"),
+    ):
         path.write_text(text)
         with pytest.raises(InputError, match=f"c.yaml {message}"):
             read_config_file(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"none.yaml cannot be read: No such file or directory$"):
         read_config_file(tmp_path / "none.yaml")
+    path.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(InputError, match=r"c.yaml is not YAML: 'utf-8' codec can't decode"):
+        read_config_file(path)
+    path.write_text("a: \x07")
+    with pytest.raises(InputError, match=r"c.yaml is not YAML: .*special characters") as caught:
+        read_config_file(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_spirals_are_the_classic_ones():

@@ -10,7 +10,8 @@ import pytest
 
 from esper.checkpoints import checkpoint_steps, load_checkpoint, tree_digest
 from esper.checkpoints._manifest import step_place
-from esper.errors import InputError, LedgerError
+from esper.errors import EsperError, InputError, LedgerError
+from esper.nissa import MeasurementsDigest, read_metrics
 from esper.tolaria import (
     DivergedError,
     Hooks,
@@ -25,6 +26,7 @@ from esper.tolaria import (
     start_run,
 )
 from esper.tolaria import _grow as growing
+from esper.tolaria._ledger import Ledger
 from tests.esper.runs import EVENTFUL, UNSTEADY, config, entries, measured
 
 BACKENDS = ["jax", "torch"]
@@ -160,6 +162,15 @@ def test_a_record_that_was_changed_consistently_is_found_by_training_again(event
     metrics = (run / "metrics.jsonl").read_text().splitlines()
     metrics[4] = metrics[4].replace('"train_loss": 0.', '"train_loss": 1.')
     (run / "metrics.jsonl").write_text("\n".join(metrics) + "\n")
+    with pytest.raises(EsperError, match="was changed after the run had ended"):
+        retrain_run(run, 60, 100)
+    # And the digest with it, in a chain that is whole.
+    folder, record = open_run(run), entries(run)
+    record[-1]["measurements"] = str(MeasurementsDigest(read_metrics(folder.metrics)))
+    folder.ledger.unlink()
+    ledger = Ledger(folder.ledger, folder.genesis)
+    ledger.append(record)
+    ledger.close()
     with pytest.raises(LedgerError, match="differs from the record at step 80: train_loss was 1"):
         retrain_run(run, 60, 100)
     assert retrain_run(run, 120, 140).boundaries == 1

@@ -32,6 +32,24 @@ def refused(words):
     return pytest.raises(InputError, match=re.escape(words))
 
 
+def test_a_host_is_a_module():
+    with refused("the host 'own' builds a list for torch: expected a torch.nn.Module"):
+        of_host([nn.Linear(2, 2)])
+
+
+def test_outputs_are_as_many_as_was_said():
+    x = np.ones((8, 2), np.float32)
+    split = Split(x, np.zeros(8, np.int32))
+
+    def said(outputs):
+        host = CustomHost("own", torch=lambda seed: nn.Linear(2, 2), outputs=outputs)
+        return TorchTrainee(Task("own", split, split, split, host), **OPTIONS)
+
+    with refused("is said to have 5 outputs, and returns [2] for an example: say 2, or leave"):
+        said(5)
+    assert said(2).sites
+
+
 class Host(nn.Module):
     """A forward pass of a function's making."""
 

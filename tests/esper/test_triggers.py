@@ -4,7 +4,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from esper.errors import InputError
@@ -41,6 +41,7 @@ def probe_of(layer, rng):
     moves=st.lists(st.sampled_from(["on", "back", "reset"]), min_size=4, max_size=24),
     at=st.integers(0, 23),
 )
+@example(losses=[(1.0, 1.0)] * 4, moves=["on"] * 8, at=3)
 def test_a_trigger_restored_goes_on_as_it_would_have(kind, losses, moves, at):
     straight, other = make_trigger(kind), make_trigger(kind)
     step = 0

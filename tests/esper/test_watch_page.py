@@ -215,7 +215,13 @@ def test_curves_by_keys_and_as_tables(page):
     shown.ask("document.querySelector('#curves canvas').focus()")
     spoken = "document.activeElement.getAttribute('aria-valuetext')"
     assert shown.ask(spoken).startswith("step 1,000: train 0.")
-    shown.press(Keys.HOME)
+    for _ in range(20):
+        # A browser that is busy may take the focus away once more; Home twice is Home.
+        shown.ask("document.querySelector('#curves canvas').focus()")
+        shown.press(Keys.HOME)
+        time.sleep(0.2)
+        if shown.ask(spoken).startswith("step 0"):
+            break
     shown.until(f"{spoken}.startsWith('step 0: train –, validation ')")
     shown.press(Keys.ARROW_RIGHT)
     shown.until(f"{spoken}.startsWith('step 20: train 0.')")

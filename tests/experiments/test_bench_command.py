@@ -19,7 +19,9 @@ from experiments.bench import (
     graft,
     population,
     pytorch,
+    seeds,
     state,
+    training,
     trust,
 )
 from experiments.bench import compile as compile_bench
@@ -31,6 +33,7 @@ from experiments.bench._results import Figure, Results
 MODULES = {"active": active, "dormant": dormant, "graft": graft}
 MODULES |= {"population": population, "pytorch": pytorch, "state": state}
 MODULES |= {"cache": cache, "compile": compile_bench, "executor": executor, "trust": trust}
+MODULES |= {"training": training, "seeds": seeds}
 
 
 @dataclasses.dataclass(frozen=True)

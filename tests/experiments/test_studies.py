@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import esper_functional as ef
-from esper.errors import InputError
+from esper.errors import EsperError, InputError
+from esper.tolaria import make_config, start_run
 from experiments.studies import anchors, convolution, docs, incubation, pruning, stall
 from experiments.studies._core import Growing, make_problem, straight_through
 from experiments.studies._study import Found, Study, Table, markdown, run, svg
@@ -67,6 +68,25 @@ def test_a_quick_study_leaves_whole_results(name, tmp_path, capsys):
         small, grown = (content["numbers"][arm][0] for arm in ("static-small", "grown"))
         assert content["numbers"]["static-final"][0]["parameters"] == grown["parameters"]
         assert grown["parameters"] > small["parameters"]
+
+
+SHORT = {
+    "task": "xor-3", "backend": "jax", "controller": "none",
+    "steps": 20, "decide_every": 10, "checkpoint_every": 20,
+}  # fmt: skip
+
+
+def test_a_large_network_that_ends_before_it_can_be_pruned_is_refused(tmp_path):
+    with pytest.raises(EsperError, match="could be pruned|expected a second") as error:
+        pruning.begin_large(tmp_path / "large", make_config(**SHORT), flops=1e18)
+    assert str(tmp_path / "large") in str(error.value)
+
+
+def test_a_pruned_run_that_began_otherwise_is_refused(tmp_path):
+    runs = [start_run(tmp_path / str(seed), make_config(**SHORT, seed=seed)) for seed in (0, 1)]
+    pruning.check_beginning(runs[0], runs[0], 10)
+    with pytest.raises(EsperError, match="is not the one whose removal costs were measured"):
+        pruning.check_beginning(runs[1], runs[0], 10)
 
 
 def test_straight_through_adds_nothing_and_trains_the_kernel():

@@ -76,11 +76,18 @@ def caveats(design: Design, outcomes: Sequence[Outcome], pairs: Sequence[Pair]) 
             values = sorted({str(table.get(name, "none")) for table in tables})
             if len(values) > 1:
                 yield f"{what} differ between runs: {name} is {' or '.join(values)}."
+    treated = [outcome for outcome in outcomes if outcome.arm == design.treatment]
+    if idle := [outcome.seed for outcome in treated if not outcome.grafted]:
+        yield (
+            f"{design.treatment} grafted nothing with {len(idle)} of its {len(treated)} seeds:"
+            " there it is the host alone, and its differences are those of the controls."
+        )
     if outcomes and (gone := [o for o in outcomes if o.rollbacks]):
         arms = sorted({outcome.arm for outcome in gone})
         yield (
             f"{len(gone)} of {len(outcomes)} runs went back after a fault, as their ledgers"
-            f" record, and are judged by where they ended: of {', '.join(arms)}."
+            f" record, and are judged by where they ended: of {', '.join(arms)}. Steps that were"
+            " taken back are counted neither as steps nor in training FLOPs."
         )
     for pair in pairs:
         if pair.degenerate:

@@ -70,6 +70,11 @@ class Outcome:
     curve: Curve
 
     @property
+    def grafted(self) -> int:
+        """Kernels that came in or were to, whatever became of them."""
+        return self.kept + self.removed
+
+    @property
     def name(self) -> str:
         """The arm and its seed, for messages."""
         return f"{self.arm}, seed {self.seed}"

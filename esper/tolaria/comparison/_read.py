@@ -9,6 +9,7 @@ from typing import Any, get_args
 from esper.errors import EsperError, InputError, RunFolderError
 from esper.nissa import read_metrics
 from esper.tolaria._ledger import MARK, ROLLBACK, Entry, read_ledger
+from esper.tolaria._measured import check_measurements
 from esper.tolaria._run_folder import RUN, open_run
 from esper.tolaria.comparison._design import Budget
 from esper.tolaria.comparison._outcome import Curve, Outcome, Setting
@@ -35,7 +36,7 @@ def read_outcome(run_folder: Path, arm: str, budget: Budget) -> Outcome:
         InputError: for a budget that is neither "steps" nor "flops".
         RunFolderError: where there is no run.
         LedgerError: where its ledger is damaged, which is verified line by line.
-        EsperError: where its measurements are damaged.
+        EsperError: where its measurements are damaged, or not those that its ledger saw.
     """
     if budget not in get_args(Budget):
         raise InputError(
@@ -50,7 +51,9 @@ def read_outcome(run_folder: Path, arm: str, budget: Budget) -> Outcome:
     setting = _setting(run_folder)
     last = rows[-1] if rows else {}
     steps = int(last.get("step", 0))
-    ends = [e["step"] for e in entries if e["kind"] == MARK and e.get("name") == "end"]
+    ends = [e for e in entries if e["kind"] == MARK and e.get("name") == "end"]
+    for end in ends:
+        check_measurements(folder.metrics, rows, end)
     kept, removed = _kernels(entries, last.get("stages", ()))
     seconds = last.get("seconds")
     return Outcome(
@@ -59,7 +62,7 @@ def read_outcome(run_folder: Path, arm: str, budget: Budget) -> Outcome:
         budget=budget,
         folder=str(run_folder),
         setting=setting,
-        ended=steps in ends,
+        ended=steps in [end["step"] for end in ends],
         diverged_at=next((int(row["step"]) for row in rows if _diverged(row)), None),
         rollbacks=rollbacks,
         steps=steps,

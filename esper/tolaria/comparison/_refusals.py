@@ -21,6 +21,7 @@ def refusals(design: Design, outcomes: Sequence[Outcome]) -> list[str]:
     """
     found = [*_missing(design, outcomes), *_repeated(outcomes)]
     found += [*_unfinished(outcomes), *_values(design, outcomes), *_settings(outcomes)]
+    found += _growth(design, outcomes)
     found += _steps(outcomes) if design.budget == "steps" else _flops(design, outcomes)
     fewest = fewest_pairs(design.level)
     if len(design.seeds) < fewest:
@@ -111,6 +112,16 @@ def _values(design: Design, outcomes: Sequence[Outcome]) -> Iterator[str]:
                 f"{outcome.name} has a {design.metric} of {value}, expected one from 0 to {most:g}"
                 f" ({outcome.folder}); its measurements are damaged, so run it again"
             )
+
+
+def _growth(design: Design, outcomes: Sequence[Outcome]) -> Iterator[str]:
+    treated = [outcome for outcome in outcomes if outcome.arm == design.treatment]
+    if treated and not any(outcome.grafted for outcome in treated):
+        yield (
+            f"{design.treatment!r} grafted nothing with any of its {len(treated)} seeds, so there"
+            " is no growth to judge; give it more steps, a harder task, or a trigger that fires"
+            " (the ledgers record vetoes)"
+        )
 
 
 _ALIKE = (
