@@ -308,6 +308,13 @@ def test_a_folder_without_a_run(tmp_path: Path):
         read_outcome(tmp_path, "grown", "steps")
 
 
+def test_a_run_that_is_the_folder_above_is_told(trained: list[Outcome]):
+    # With one seed the folder that was asked for is the run, and not a folder of runs.
+    run = Path(trained[1].folder)
+    with pytest.raises(RunFolderError, match=rf"seed-0 holds no run: .*; {run} is a run itself$"):
+        read_outcome(run / "seed-0", "static-final", "steps")
+
+
 def test_an_unknown_budget(tmp_path: Path):
     with pytest.raises(InputError, match="expected the budget to be one of steps, flops, got 'h'"):
         read_outcome(tmp_path, "grown", "h")  # pyright: ignore[reportArgumentType]
