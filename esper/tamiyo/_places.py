@@ -20,8 +20,10 @@ NEEDED_STAGE: dict[Action, SeedLifecycleState] = {
 
 def seeds_in(observation: Observation, *stages: SeedLifecycleState) -> list[Place]:
     """The seeds in one of `stages`, by row and seed."""
-    found = np.isin(np.asarray(observation.seeds.stage), [int(stage) for stage in stages])
-    return [(int(layer), int(seed)) for layer, seed in np.argwhere(found)]
+    at = np.asarray(observation.seeds.stage)
+    found = np.logical_or.reduce([at == int(stage) for stage in stages])
+    rows, seeds = (places.tolist() for places in np.nonzero(found))
+    return list(zip(rows, seeds, strict=True))
 
 
 def free_seeds(observation: Observation) -> dict[int, int]:

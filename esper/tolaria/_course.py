@@ -50,7 +50,8 @@ class Course:
 
     def state(self) -> dict[str, Any]:
         """All of it, as JSON values that later changes leave as they are."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        grafts = {slot: vars(graft) for slot, graft in self.grafts.items()}
+        return json.loads(json.dumps({**vars(self), "grafts": grafts}))
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Course":

@@ -1,7 +1,6 @@
 """What becomes of decisions: how a kernel comes into a network, and how it leaves."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -247,7 +246,3 @@ class Grower:
     def absorbed(self, events: list[Event]) -> None:
         """Record failures that a trainee has counted."""
         self._journal.events([(event, "output not finite") for event in events])
-
-    def meta(self) -> dict[str, Any]:
-        """What a checkpoint says of the kernels: their ids by slot."""
-        return {str(slot): graft.kernel_id for slot, graft in self.course.grafts.items()}

@@ -11,7 +11,7 @@ from esper.artifacts import Artifact
 from esper.errors import InputError
 from esper.execution import load_jax_kernel
 from esper.tezzeret import artifact_cost
-from esper.tolaria._jax_programs import Group, Static, new_group
+from esper.tolaria._jax_programs import Group, Static, as_jax, new_group
 from esper.tolaria._trainee import (
     ArrayTree,
     Optimisation,
@@ -105,7 +105,7 @@ def widened(params: Any) -> Any:
     """Parameters as they are trained: whatever precision they are computed in, in float32."""
 
     def of_leaf(leaf: Any) -> Any:
-        leaf = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+        leaf = as_jax(leaf)
         return leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf
 
     return jax.tree.map(of_leaf, params)

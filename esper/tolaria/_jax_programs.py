@@ -116,22 +116,24 @@ class Group(NamedTuple):
 
 def new_group(static: Static, how: Optimisation, params: Any) -> Group:
     """Parameters with new moments."""
-    params = jax.tree.map(_as_jax, params)
-    average = None if how.ema_decay is None else params
-    return Group(params, static.optimizer.init(params), average)
+    params = jax.tree.map(as_jax, params)
+    return _group(how, params, static.optimizer.init(params))
 
 
 def kernel_group(static: Static, how: Optimisation, params: Any) -> Group:
     """The same for a kernel, whose like often came before: moments of equal types are shared."""
-    params = jax.tree.map(_as_jax, params)
+    params = jax.tree.map(as_jax, params)
     leaves, tree = jax.tree.flatten(params)
-    moments = _first_moments(static.optimizer, tree, tuple(jax.typeof(leaf) for leaf in leaves))
-    average = None if how.ema_decay is None else params
-    return Group(params, moments, average)
+    types = tuple(jax.typeof(leaf) for leaf in leaves)
+    return _group(how, params, _first_moments(static.optimizer, tree, types))
 
 
-def _as_jax(leaf: Any) -> jax.Array:
-    # Converting what needs none takes longer than looking.
+def _group(how: Optimisation, params: Any, moments: Any) -> Group:
+    return Group(params, moments, None if how.ema_decay is None else params)
+
+
+def as_jax(leaf: Any) -> jax.Array:
+    """A leaf as jax's array; converting what needs none takes longer than looking."""
     return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
 
 
@@ -388,12 +390,13 @@ class ProgramKey(NamedTuple):
     site: str = ""
 
 
-def _build(key: ProgramKey) -> Any:
+def build_program(key: ProgramKey) -> Any:
+    """The function that a program is compiled from."""
     static = build_static(key.design)
     if key.kind == "probe":
         return _probe_program(static, key.design, key.plan, key.site)
     return _BUILDERS[key.kind](static, key.design, key.plan)
 
 
-PROGRAMS: PlannedPrograms[ProgramKey] = PlannedPrograms(_build, warm_up=True)
+PROGRAMS: PlannedPrograms[ProgramKey] = PlannedPrograms(build_program, warm_up=True)
 """Shared by all runs in the process."""

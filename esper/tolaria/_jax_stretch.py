@@ -36,9 +36,9 @@ class Stillness:
         """Begin anew."""
         self._steps, self._since, self._long = 0, time.perf_counter(), False
 
-    def stepped(self) -> None:
-        """Count a step."""
-        self._steps += 1
+    def stepped(self, steps: int) -> None:
+        """Count steps."""
+        self._steps += steps
 
     @property
     def long(self) -> bool:

@@ -1,7 +1,7 @@
 """A host on jax, wrapped with seeds and trained in its flat form."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -279,22 +279,64 @@ class JaxTrainee:
         Raises:
             InputError: for a batch that cannot be divided into equal parts.
         """
-        examples, parts = self._data.step(batch), self._how.accumulate
-        count = examples.size
+        return self.train(lambda _: batch, [rates], step, lambda *_: True)[0]
+
+    def train(
+        self,
+        batches: Callable[[int], np.ndarray | Batch | None],
+        rates: Sequence[Rates],
+        first: int,
+        after: Callable[[int, Any], bool],
+    ) -> list[Any]:
+        """See `Trainee.train`.
+
+        Raises:
+            InputError: for a batch that cannot be divided into equal parts.
+        """
+        losses, now, examples_of = list[Any](), self._now, self._data.step
+        host, trained, live, rest = self._host, now.trained, now.live, self._rest
+        keyed, batch, key = self._static.network.keyed, None, None
+        rate, own, shapes = None, None, None
+        program: Any = None
+        try:
+            for step, wanted in enumerate(rates, first):
+                batch = batches(step)
+                x, y, indices = examples = examples_of(batch)
+                if wanted is not rate:
+                    rate, own = wanted, self._rate_array(now, wanted)
+                if keyed:
+                    key = np.array([self._seed, step], np.int32)
+                if (found := examples.shapes) != shapes:
+                    shapes = found
+                    arguments = host, trained, now.fossils, live, rest, x, y, indices, own, key
+                    program = self._program_of(examples, arguments)
+                host, trained, errors, rest, loss = program(
+                    host, trained, now.fossils, live, rest, x, y, indices, own, key
+                )
+                if live is not None:
+                    live = dataclasses.replace(live, errors=errors)
+                losses.append(loss)
+                if after(step, loss):
+                    break
+        finally:
+            self._host, self._rest, self._last_batch = host, rest, batch
+            self._now = now._replace(trained=trained, live=live)
+            self._still.stepped(len(losses))
+        return losses
+
+    def _program_of(self, examples: StepExamples, arguments: tuple[Any, ...]) -> Any:
+        """The program of a step on examples of such shapes."""
+        count, parts = examples.size, self._how.accumulate
         if count % parts:
             raise InputError(
                 f"a batch of {count} examples cannot be accumulated in {parts} equal parts: choose"
                 f" a batch size that {parts} divides, or another `accumulate`"
             )
-        self._last_batch = batch
-        now = self._now
-        arguments = self._step_arguments(now, examples, rates, step)
-        shape = examples.shapes
-        if self._running is None or self._running[0] is not now.plan or self._running[1] != shape:
-            program = PROGRAMS.get(self._key("step", now.plan), *arguments)
-            self._running = (now.plan, shape, program)
-        self._still.stepped()
-        return self._take(self._running[2](*arguments))
+        plan, shapes = self._now.plan, examples.shapes
+        if self._running is None or self._running[0] is not plan or self._running[1] != shapes:
+            program = PROGRAMS.get(self._key("step", plan), *arguments)
+            self._running = (plan, shapes, program)
+        return self._running[2]
 
     def _take(self, result: tuple[Any, ...]) -> Any:
         """Be what a program of steps gave; returns its losses."""

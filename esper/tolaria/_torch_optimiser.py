@@ -99,13 +99,18 @@ class GroupedOptimiser:
         """Forget the gradients of the last step."""
         self._own.zero_grad(set_to_none=True)
 
-    def update(self, rates: Rates) -> None:
-        """One step by the gradients that there are."""
+    def set_rates(self, rates: Rates) -> None:
+        """Update by these rates from now on."""
         for slot, group in self.groups.items():
-            rate = rates.host if slot == HOST else rates.kernels.get(slot, rates.host)
-            group.options["lr"] = rate
-            if self._clip is not None or self._decay:
-                self._clip_and_decay(list(group.params.values()), rate)
+            group.options["lr"] = (
+                rates.host if slot == HOST else rates.kernels.get(slot, rates.host)
+            )
+
+    def update(self) -> None:
+        """One step by the gradients that there are, with the rates that were set."""
+        if self._clip is not None or self._decay:
+            for group in self.groups.values():
+                self._clip_and_decay(list(group.params.values()), group.options["lr"])
         self._own.step()
         if self._average is not None:
             for group in self.groups.values():

@@ -1,7 +1,7 @@
 """A host on torch in training: any module, with seeds in its layers."""
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -209,24 +209,50 @@ class TorchTrainee:
         Raises:
             InputError: for a batch that cannot be divided into equal parts.
         """
-        examples = self._data.batch(batch)
+        return self.train(lambda _: batch, [rates], step, lambda *_: True)[0]
+
+    def train(
+        self,
+        batches: Callable[[int], np.ndarray | Batch | None],
+        rates: Sequence[Rates],
+        first: int,
+        after: Callable[[int, Any], bool],
+    ) -> list[Any]:
+        """See `Trainee.train`.
+
+        Raises:
+            InputError: for a batch that cannot be divided into equal parts.
+        """
+        optimiser, examples_of, drawn = self._optimiser, self._data.batch, self._survey.random
+        losses: list[Any] = []
         self._network.train(True)
-        self._optimiser.zero_grad()
-        with self._random(1, step):
-            loss = self._accumulated(examples)
-        self._optimiser.update(rates)
-        return loss
+        loss_of = self._accumulated if self._accumulate > 1 else self._whole
+        shadows, set_rates = self._network.incubates, None
+        for step, own in enumerate(rates, first):
+            if own is not set_rates:
+                optimiser.set_rates(own)
+                set_rates = own
+            examples = examples_of(batches(step))
+            optimiser.zero_grad()
+            if drawn:
+                with random_stream(self._network.device, self._seed, 1, step):
+                    loss = loss_of(examples, shadows)
+            else:
+                loss = loss_of(examples, shadows)
+            optimiser.update()
+            losses.append(loss)
+            if after(step, loss):
+                break
+        return losses
 
     def _random(self, *words: int) -> contextlib.AbstractContextManager[None]:
         if not self._survey.random:
             return NOTHING
         return random_stream(self._network.device, self._seed, *words)
 
-    def _accumulated(self, examples: Examples) -> Tensor:
+    def _accumulated(self, examples: Examples, shadows: bool) -> Tensor:
         """The mean loss of a batch, with its gradients added to the parameters'."""
         parts, count = self._accumulate, len(examples.y)
-        if parts == 1:
-            return self._part(examples, 1)
         if count % parts:
             raise InputError(
                 f"a batch of {count} examples cannot be accumulated in {parts} equal parts: choose"
@@ -237,20 +263,23 @@ class TorchTrainee:
             Examples(examples.x[i : i + size], examples.y[i : i + size])
             for i in range(0, count, size)
         ]
-        losses = self._network.counted_once(parts, lambda part: self._part(chunks[part], parts))
+        losses = self._network.counted_once(
+            parts, lambda part: self._whole(chunks[part], shadows, parts)
+        )
         return torch.stack(losses).sum()
 
-    def _part(self, examples: Examples, parts: int) -> Tensor:
+    def _whole(self, examples: Examples, shadows: bool, parts: int = 1) -> Tensor:
+        """The mean loss of examples divided by `parts`, with its gradients added."""
         network, (x, y) = self._network, examples
         with network.precision():
             loss = self._objective.loss(network.model(x), y)
         share = loss if parts == 1 else loss / parts
         share.backward()
-        if network.incubates:
+        if shadows:
             with network.precision():
-                shadows = [self._objective.loss(own, y) / parts for own in network.shadow(x)]
-            for shadow in shadows:
-                shadow.backward()
+                hidden = [self._objective.loss(own, y) / parts for own in network.shadow(x)]
+            for own in hidden:
+                own.backward()
         return share.detach()
 
     @property

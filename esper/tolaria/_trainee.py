@@ -1,7 +1,7 @@
 """What the trainer asks of a backend: a host with seeds that can be trained."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -120,6 +120,28 @@ class Trainee(Protocol):
         Args:
             batch: i32 indices of training examples, other examples, or None for all.
             step: by which random numbers are drawn.
+        """
+        ...
+
+    def train(
+        self,
+        batches: Callable[[int], np.ndarray | Batch | None],
+        rates: Sequence[Rates],
+        first: int,
+        after: Callable[[int, Any], bool],
+    ) -> list[Any]:
+        """Steps from `first` on, one by one, each as `step` takes it.
+
+        All that is the same for each of them is done once: on a CPU, a few microseconds of Python
+        between the steps of a small network are a part of its time that can be seen.
+
+        Args:
+            batches: of a step, by its number.
+            rates: of each step, in order; best the same object where they are the same.
+            after: is told each step and its loss; where it says so, that was the last.
+
+        Returns:
+            The losses of those that were taken.
         """
         ...
 

@@ -52,6 +52,10 @@ FLOPS_PER_STEP = 3
 """Forward passes that a training step counts as: the backward pass is two (Kaplan et al., 2020)."""
 
 
+_MOST_STEPS = 1_000
+"""Steps that are trained one by one before it is asked again whether several may be at once."""
+
+
 class Interrupted(EsperError):
     """The run was asked to stop; it is saved and can be resumed."""
 
@@ -190,39 +194,52 @@ class Trainer:
         due = self._grower.next_due()
         end = end if due is None else min(end, due)
         trainee.advance(step)
-        warm = self._warming(step)
-        ramping = bool(np.asarray(trainee.seeds.ramp_span).any())
         flops, on_step, losses = self._step_flops(), self._hooks.on_step, self._losses
-        singly = ramping or on_step is not None
-        budget = config.max_training_flops or math.inf
+        budget = config.max_training_flops
+        if budget is not None and course.flops + (end - step) * flops > budget:
+            self._last = end = step + max(0, int((budget - course.flops) // flops))
+        rates, first = self._rates(step, end), step
+        ramping = bool(np.asarray(trainee.seeds.ramp_span).any())
         with self._clock.charge("train"):
             while step < end and not self._asked:
-                if course.flops + flops > budget:
-                    self._last = step
-                    break
-                count = 1 if singly else trainee.at_once
-                if step + count > end or course.flops + count * flops > budget:
-                    count = 1
-                if count > 1:
-                    rates = [self._rates(warm, one) for one in range(step, step + count)]
+                count = 1 if ramping or on_step is not None else trainee.at_once
+                if 1 < count <= end - step:
                     batches = [self._batch(one) for one in range(step, step + count)]
-                    losses += trainee.steps(batches, rates, step)
+                    own = rates[step - first : step - first + count]
+                    losses += trainee.steps(batches, own, step)
+                    step += count
+                    self._asked = step < self._last and self._hooks.stop()
                 else:
                     if ramping:
                         trainee.advance(step)
-                    losses.append(trainee.step(self._batch(step), self._rates(warm, step), step))
-                if on_step is not None:
-                    on_step(step, losses[-1])
-                course.flops += count * flops
-                step += count
-                self._asked = step < self._last and self._hooks.stop()
+                    until = min(end, step + (1 if ramping else _MOST_STEPS))
+                    own = rates[step - first : until - first]
+                    taken = trainee.train(self._batch, own, step, self._after)
+                    losses += taken
+                    step += len(taken)
+        course.flops += (step - first) * flops
         return step
+
+    def _after(self, step: int, loss: Any) -> bool:
+        """What is done after each single step; returns whether to stop."""
+        if self._hooks.on_step is not None:
+            self._hooks.on_step(step, loss)
+        self._asked = step + 1 < self._last and self._hooks.stop()
+        return self._asked
 
     def _batch(self, step: int) -> np.ndarray | Batch | None:
         return self._loader.batch(step + self._course.offset)
 
-    def _rates(self, warming: Mapping[int, int], step: int) -> Rates:
-        return Rates(self._table[step] * self._course.rate_scale, self._warmth(warming, step))
+    def _rates(self, first: int, last: int) -> list[Rates]:
+        """Of the steps from `first` to before `last`; of equal steps the same object."""
+        warming, scale, rates = self._warming(first), self._course.rate_scale, list[Rates]()
+        for step in range(first, last):
+            rate = self._table[step] * scale
+            if warming or not rates or rates[-1].host != rate:
+                rates.append(Rates(rate, self._warmth(warming, step)))
+            else:
+                rates.append(rates[-1])
+        return rates
 
     def _step_flops(self) -> float:
         """Of a training step, as the network is."""

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper.tolaria import load_task, make_config
-from esper.tolaria._jax_programs import _build
+from esper.tolaria._jax_programs import build_program
 from esper.tolaria._trainee import Rates
 from esper.tolaria.tasks import make_loader
 from experiments.bench._command import Benchmark, run
@@ -70,7 +70,7 @@ class Work:
         ]
         self.batches = [[own.batch(i) for i in range(settings.steps)] for own in loaders]
         first = self.trainees[0]
-        one: Any = _build(first._key("step", first._now.plan))
+        one: Any = build_program(first._key("step", first._now.plan))
         examples = first._data.step(self.batches[0][0])
         self.data = (examples.x, examples.y)
         chosen = None if examples.indices is None else 0
@@ -95,7 +95,7 @@ class Work:
         losses = []
         for own, held, batches in zip(self.trainees, self.held, self.batches, strict=True):
             own.take_back(held)
-            losses.append([own.step(b, self.rates[i], i) for i, b in enumerate(batches)])
+            losses.append(own.train(batches.__getitem__, self.rates, 0, lambda *_: False))
         return losses
 
     def steps_in_a_call(self) -> Any:
@@ -127,10 +127,11 @@ class Work:
             "vmap": partial(self.together, self.vmapped),
         }
 
-    def table(self, losses: Any, *, seeds_last: bool) -> np.ndarray:
-        """Losses `[seeds, steps]`."""
-        found = np.stack([np.concatenate([np.ravel(one) for one in row]) for row in losses])
-        return found.T if seeds_last else found
+
+def table(losses: Any, *, seeds_last: bool) -> np.ndarray:
+    """Losses `[seeds, steps]`."""
+    found = np.stack([np.concatenate([np.ravel(one) for one in row]) for row in losses])
+    return found.T if seeds_last else found
 
 
 def compare_seeds(results: Results, settings: Settings, task: str) -> None:
@@ -140,10 +141,10 @@ def compare_seeds(results: Results, settings: Settings, task: str) -> None:
         return
     work = Work(task, settings)
     calls = work.calls()
-    expected = work.table(calls["one by one"](), seeds_last=False)
+    expected = table(calls["one by one"](), seeds_last=False)
     calls["steps in a call"]()  # the first time it is held against single steps
     for way in WAYS:
-        found = work.table(jax.device_get(calls[way]()), seeds_last=way != "steps in a call")
+        found = table(jax.device_get(calls[way]()), seeds_last=way != "steps in a call")
         share, most = float((found == expected).mean()), float(np.abs(found - expected).max())
         equal = "all" if share == 1.0 else f"{share:.0%}; differences up to {most:.2g}"
         told = f"{name}: {way}: losses that are equal to the last bit"

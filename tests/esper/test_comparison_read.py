@@ -8,6 +8,7 @@ import pytest
 
 from esper.artifacts import Artifact
 from esper.errors import EsperError, InputError, LedgerError, RunFolderError
+from esper.nissa import MeasurementsDigest
 from esper.tolaria import make_config, open_run, start_run
 from esper.tolaria._ledger import Ledger
 from esper.tolaria._run_folder import SCHEMA_VERSION
@@ -261,6 +262,13 @@ def test_what_a_rollback_took_back_is_no_divergence(tmp_path: Path):
     assert run.training_flops == 2e5
     # One load was taken back with what followed it; the other is not there at the end.
     assert (run.kept, run.removed) == (0, 1)
+
+
+def test_what_the_ledger_saw_are_all_measurements(tmp_path: Path):
+    rows = [*ROWS, row(50), row(100, test_loss=0.4)]
+    end = mark(100) | {"measurements": str(MeasurementsDigest(rows))}
+    run = read(tmp_path, rows, [rollback(100, 50, 0), end])
+    assert (run.ended, run.test_loss) == (True, 0.4)
 
 
 def test_measurements_that_go_back_by_themselves_are_damage(tmp_path: Path):

@@ -1,6 +1,5 @@
 """A run is a function of its configuration: killed, resumed, trained again, taken back."""
 
-import dataclasses
 import shutil
 from functools import partial
 from pathlib import Path
@@ -228,19 +227,18 @@ def test_a_fault_is_taken_back_and_training_goes_on_as_if_it_had_never_been(
 
 
 def _poison(own, at: int) -> list[int]:
-    """Let a trainee's own arithmetic go wrong once, at one step."""
+    """Let a trainee's own arithmetic go wrong once, so that one step's loss is not finite."""
     done: list[int] = []
-    whole = own.step
+    whole = own.train
 
-    def step(batch, rates, step):
-        if step == at and not done:
-            done.append(step)
-            rates = dataclasses.replace(rates) if dataclasses.is_dataclass(rates) else rates
-            whole(batch, rates._replace(host=float("nan")), step)
-            return whole(batch, rates, step)
-        return whole(batch, rates, step)
+    def train(batches, rates, first, after):
+        wrong, given = at - 1 - first, list(rates)
+        if 0 <= wrong < len(given) and not done:
+            done.append(at)
+            given[wrong] = given[wrong]._replace(host=float("nan"))
+        return whole(batches, given, first, after)
 
-    own.step = step
+    own.train = train
     return done
 
 

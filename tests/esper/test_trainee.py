@@ -8,7 +8,7 @@ from esper.tolaria._jax_programs import PROGRAMS
 from esper.tolaria._jax_trainee import JaxTrainee
 from esper.tolaria._torch_trainee import TorchTrainee
 from esper_functional import Event, EventKind, difference, state_digest
-from tests.esper.trainee_life import BATCH, draw, flat, graft
+from tests.esper.trainee_life import BATCH, EVERYTHING, RATES, bits, draw, flat, graft
 from tests.functional.networks import compilations
 
 OPTIMISATIONS = {
@@ -168,3 +168,38 @@ def test_what_is_prepared_for_incubation_is_not_compiled_again(artifact):
     own.apply(Event(5, 0, 1, EventKind.INCUBATE))
     own.step(BATCH, Rates(0.01, {}), 5)
     assert own.compilations == asked
+
+
+@pytest.mark.parametrize("make", [jax_trainee, torch_trainee])
+def test_a_stretch_is_its_steps_one_by_one(artifact, make):
+    """With batches of two sizes, all examples, equal and other rates, a kernel and a shadow."""
+    own = make(EVERYTHING)
+    graft(own, artifact, seed=0, alpha=0.5)
+    graft(own, artifact, seed=1, incubate=True)
+    held, warm = own.hold(), Rates(0.01, {0: 0.002})
+    batches = [BATCH, BATCH[:16], None, BATCH, np.roll(BATCH, 5), BATCH]
+    rates = [RATES, RATES, warm, RATES, warm, warm]
+    losses = [own.step(b, r, i) for i, (b, r) in enumerate(zip(batches, rates, strict=True), 7)]
+    one = own.read_losses(losses).tobytes(), bits(own.snapshot())
+    own.take_back(held)
+    told: list[int] = []
+    losses = own.train(lambda step: batches[step - 7], rates, 7, lambda step, _: told.append(step))
+    assert one == (own.read_losses(losses).tobytes(), bits(own.snapshot()))
+    assert told == list(range(7, 13))
+
+
+@pytest.mark.parametrize("make", [jax_trainee, torch_trainee])
+def test_a_stretch_ends_where_it_is_told_to_and_stands_where_a_batch_is_missing(make):
+    own = make()
+    held = own.hold()
+    for step in range(3):
+        own.step(BATCH, RATES, step)
+    three = bits(own.snapshot())
+    own.take_back(held)
+    losses = own.train(lambda _: BATCH, [RATES] * 9, 0, lambda step, _: step == 2)
+    assert len(losses) == 3
+    assert bits(own.snapshot()) == three
+    own.take_back(held)
+    with pytest.raises(IndexError):
+        own.train([BATCH, BATCH, BATCH].__getitem__, [RATES] * 9, 0, lambda *_: False)
+    assert bits(own.snapshot()) == three

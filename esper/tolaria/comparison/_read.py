@@ -47,13 +47,14 @@ def read_outcome(run_folder: Path, arm: str, budget: Budget) -> Outcome:
     ledger = list(read_ledger(folder.ledger, folder.genesis))
     entries = _standing(ledger, folder.ledger)
     rollbacks = sum(entry.data["kind"] == ROLLBACK for entry in ledger)
-    rows = _forward(read_metrics(folder.metrics), rollbacks > 0, folder.metrics)
+    measured = read_metrics(folder.metrics)
+    rows = _forward(measured, rollbacks > 0, folder.metrics)
     setting = _setting(run_folder)
     last = rows[-1] if rows else {}
     steps = int(last.get("step", 0))
     ends = [e for e in entries if e["kind"] == MARK and e.get("name") == "end"]
     for end in ends:
-        check_measurements(folder.metrics, rows, end)
+        check_measurements(folder.metrics, measured, end)
     kept, removed = _kernels(entries, last.get("stages", ()))
     seconds = last.get("seconds")
     return Outcome(

@@ -5,7 +5,6 @@ that are changed on the way, or that lie on disk, come as arrays.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -61,14 +60,18 @@ class IndexLoader:
         self._batch_size = batch_size
         self._seed = seed
         self._shard = shard
+        self._drawn: tuple[int, np.ndarray] | None = None
+        """The epoch that was asked for last, and its order."""
 
     def batch(self, step: int) -> np.ndarray:
         """Indices, `[batch / n]` i32."""
         epoch, place = divmod(checked_step(step), self._count // self._batch_size)
         start = place * self._batch_size
         first, every = self._shard
-        order = _permutation(self._seed, epoch, self._count)
-        return order[start + first : start + self._batch_size : every]
+        drawn = self._drawn
+        if drawn is None or drawn[0] != epoch:
+            self._drawn = drawn = epoch, _permutation(self._seed, epoch, self._count)
+        return drawn[1][start + first : start + self._batch_size : every]
 
 
 class ShareLoader:
@@ -83,9 +86,8 @@ class ShareLoader:
         return self._indices
 
 
-@lru_cache(maxsize=8)
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """An epoch's order, `[count]` i32: drawn once and kept while its steps are asked for."""
+    """An epoch's order, `[count]` i32."""
     order = np.random.default_rng([seed, 1, epoch]).permutation(count).astype(np.int32)
     order.flags.writeable = False
     return order
