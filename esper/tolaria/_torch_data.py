@@ -34,9 +34,11 @@ class Objective:
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The mean loss, computed in float32."""
+        if outputs.dtype is not torch.float32:  # asking takes less than converting what is
+            outputs = outputs.float()
         if self.classifies:
-            return F.cross_entropy(*_rows(outputs.float(), y))
-        return F.mse_loss(_like(outputs.float(), y), y)
+            return F.cross_entropy(*_rows(outputs, y))
+        return F.mse_loss(_like(outputs, y), y)
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The loss of each example, `[n]` f32, a mean over the example's own labels."""
@@ -121,7 +123,10 @@ class TaskData:
             return self._examples(split.x[own], split.y[own])
         if batch is None:
             return held
-        chosen = _tensor(batch).to(self._device)
+        # Loaders' indices may not be written to, so they are copied in any case.
+        chosen = torch.from_numpy(batch.copy())
+        if self._device.type != "cpu":
+            chosen = chosen.to(self._device)
         return Examples(held.x[chosen], held.y[chosen])
 
     def chunks(self, split: str, size: int | None) -> Iterator[Examples]:

@@ -76,7 +76,8 @@ class TorchNetwork:
         self._buffer_names = [name for name, _ in self.model.named_buffers()]
         self.grafts: dict[int, Graft] = {}
         """By slot, of every seed that holds a kernel."""
-        self._precision = precision
+        self.casts = precision != "float32"
+        """Whether passes are in another precision than parameters."""
         self._training: bool | None = None
         self._still: SeedState | None = None
         """The state that was brought to a step last, if no ramp is under way in it."""
@@ -180,7 +181,7 @@ class TorchNetwork:
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of forward passes within."""
-        if self._precision == "float32":
+        if not self.casts:
             return NOTHING
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 

@@ -271,7 +271,10 @@ class TorchTrainee:
     def _whole(self, examples: Examples, shadows: bool, parts: int = 1) -> Tensor:
         """The mean loss of examples divided by `parts`, with its gradients added."""
         network, (x, y) = self._network, examples
-        with network.precision():
+        if network.casts:
+            with network.precision():
+                loss = self._objective.loss(network.model(x), y)
+        else:
             loss = self._objective.loss(network.model(x), y)
         share = loss if parts == 1 else loss / parts
         share.backward()
