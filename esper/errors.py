@@ -5,7 +5,15 @@ KasminaException               (from the core, with its own subclasses)
     ├── ArtifactError          an artifact is damaged, lies, or is refused
     ├── KernelCompilationError the two programs of a blueprint disagree, or it breaks its claim
     ├── LibraryError           the library cannot be read or written
-    │   └── KernelNotFoundError  it holds no such kernel
+    │   ├── KernelNotFoundError  it holds no such kernel
+    │   ├── BlueprintNotFoundError  it holds no such blueprint
+    │   ├── IllegalTransitionError  a state may not follow another
+    │   ├── ConflictError      something else is there under that name
+    │   └── LeaseLostError     what was claimed belongs to somebody else by now
+    ├── ServiceUnavailableError  a service cannot be reached, or has too much to do
+    ├── AccessDeniedError      a service refuses who asks, or what is asked for
+    ├── BusError               a message could not be published, received or acknowledged
+    │   └── BusFullError       a stream takes no more until some of it was read
     ├── KernelExecutionError   a kernel did not run, or gave what it should not
     ├── CircuitBreakerOpenError  a service that failed is left alone for a while
     ├── LedgerError            the record of a run is damaged
@@ -14,6 +22,9 @@ KasminaException               (from the core, with its own subclasses)
     ├── Interrupted            exit 130: asked to stop, and saved (in esper.tolaria)
     └── InputError             exit 2: what was asked for is not valid
         ├── BlueprintError     a blueprint is unknown, malformed or does not fit
+        ├── SchemaVersionError something was written by a newer version of Esper
+        ├── UnknownTopicError  nothing is spoken about under that name
+        ├── MessageError       a message is malformed or too large
         └── RunFolderError     the output folder cannot be used as asked
 """
 
@@ -38,6 +49,38 @@ class LibraryError(EsperError):
 
 class KernelNotFoundError(LibraryError, LookupError):
     """The library holds no kernel of that id."""
+
+
+class BlueprintNotFoundError(LibraryError, LookupError):
+    """The library holds no blueprint of that id."""
+
+
+class IllegalTransitionError(LibraryError):
+    """The state of a blueprint or kernel may not be followed by the one that was asked for."""
+
+
+class ConflictError(LibraryError):
+    """Something that is not the same is already there."""
+
+
+class LeaseLostError(LibraryError):
+    """A claim ran out, and what was claimed belongs to somebody else by now."""
+
+
+class ServiceUnavailableError(EsperError, ConnectionError):
+    """A service cannot be reached, or says that it has too much to do."""
+
+
+class AccessDeniedError(EsperError):
+    """A service does not know who asks, or does not allow them what they ask for."""
+
+
+class BusError(EsperError):
+    """A message could not be published, received or acknowledged."""
+
+
+class BusFullError(BusError):
+    """A bounded stream takes no more messages until some of it was read."""
 
 
 class KernelExecutionError(EsperError):
@@ -65,6 +108,18 @@ class InputError(EsperError):
 
 class BlueprintError(InputError):
     """A blueprint is unknown, malformed, or does not fit the signature."""
+
+
+class SchemaVersionError(InputError):
+    """Something was written in a newer form than this version of Esper knows."""
+
+
+class UnknownTopicError(InputError):
+    """There is no topic of that name."""
+
+
+class MessageError(InputError):
+    """A message is malformed, or larger than a message may be."""
 
 
 class RunFolderError(InputError):

@@ -7,25 +7,9 @@ counted.
 
 from collections import deque
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
-
-class Topic(StrEnum):
-    """What is spoken about."""
-
-    SEED_EVENT = "seed.event"
-    """A seed changed; the payload is the ledger's entry."""
-    METRICS = "training.metrics"
-    """A measurement at a decision boundary."""
-    ERROR = "error.occurred"
-    """Something failed; the payload says of which type, where, and what was raised."""
-    RECOVERY = "error.recovery"
-    """What was done about an error, and whether it helped."""
-    CIRCUIT = "circuit.changed"
-    """A circuit breaker went from one state to another."""
-    HEALTH = "health.measured"
-    """A health score, and whether somebody has to step in."""
+from esper.contracts import Topic as Topic
 
 
 class Message(NamedTuple):

@@ -9,37 +9,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from typing import Any, NamedTuple
 
+from esper.contracts import CircuitEvent as CircuitEvent
+from esper.contracts import CircuitState as CircuitState
 from esper.recovery._check import require
-
-
-class CircuitState(StrEnum):
-    """Whether calls go through."""
-
-    CLOSED = "closed"
-    """All calls go through, and failures in a row are counted."""
-    OPEN = "open"
-    """No call goes through until the time is over."""
-    HALF_OPEN = "half_open"
-    """A few calls go through, by which it is judged."""
-
-
-class CircuitEvent(StrEnum):
-    """What moves a breaker from one state to another."""
-
-    TRIP = "trip"
-    """The last failure allowed in a row, or somebody's hand."""
-    PROBE = "probe"
-    """A call after the time is over."""
-    RECOVER = "recover"
-    """All probes succeeded."""
-    RELAPSE = "relapse"
-    """A probe failed."""
-    RESET = "reset"
-    """Somebody's hand."""
-
 
 MOVES: Mapping[tuple[CircuitState, CircuitEvent], CircuitState] = {
     (CircuitState.CLOSED, CircuitEvent.TRIP): CircuitState.OPEN,

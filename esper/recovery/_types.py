@@ -2,61 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from enum import StrEnum
-from typing import Any, Self
+from typing import Any
 
-
-class ErrorType(StrEnum):
-    """Kinds of errors, by what can be done about them.
-
-    Some have a second spelling, which is the same member.
-    """
-
-    KERNEL_EXECUTION = "kernel_execution"
-    """A kernel raised, or returned what it should not."""
-    KERNEL_LOADING = "kernel_loading"
-    """A kernel could not be read, and may be the next time."""
-    KERNEL_VALIDATION = "kernel_validation"
-    """A kernel is damaged, refused or does not fit, and will be the next time."""
-    MEMORY_OVERFLOW = "memory_overflow"
-    """Memory of the host or the device is used up."""
-    DEVICE_ERROR = "device_error"
-    """The device or its driver failed."""
-    NETWORK_ERROR = "network_error"
-    """A service cannot be reached."""
-    CIRCUIT_BREAKER = "circuit_breaker"
-    """A call was not made, because the breaker before it is open."""
-    TIMEOUT = "timeout"
-    """Something took longer than it was given."""
-    UNKNOWN = "unknown"
-    """Anything else."""
-
-    KERNEL_EXECUTION_ERROR = KERNEL_EXECUTION
-    KERNEL_LOAD_FAILURE = KERNEL_LOADING
-    VALIDATION_ERROR = KERNEL_VALIDATION
-    OUT_OF_MEMORY = MEMORY_OVERFLOW
-
-    @classmethod
-    def _missing_(cls, value: object) -> Self | None:
-        # The second spellings name their members as values too: ErrorType("out_of_memory").
-        member = cls.__members__.get(value.upper()) if isinstance(value, str) else None
-        return member if isinstance(member, cls) else None
-
-
-class RecoveryStrategy(StrEnum):
-    """What is done about an error; each is as true as the functions that a caller gives."""
-
-    RETRY = "retry"
-    """Do it again, waiting longer each time."""
-    FALLBACK = "fallback"
-    """Do something else instead."""
-    CIRCUIT_BREAKER = "circuit_breaker"
-    """Count it at the component's breaker, by which its callers leave it alone for a while."""
-    GRACEFUL_DEGRADATION = "graceful_degradation"
-    """Do less."""
-    ESCALATE = "escalate"
-    """Tell somebody."""
-
+from esper.contracts import ErrorType as ErrorType
+from esper.contracts import RecoveryStrategy as RecoveryStrategy
 
 STRATEGIES: Mapping[ErrorType, RecoveryStrategy] = {
     ErrorType.KERNEL_EXECUTION: RecoveryStrategy.FALLBACK,

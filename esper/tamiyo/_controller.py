@@ -2,30 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from esper.contracts import Action as Action
 from esper.tamiyo._probe import Probe
 from esper.urza import KernelRecord
 from esper_functional import SeedState
-
-
-class Action(StrEnum):
-    """What a controller may ask for; what it does not ask for stays as it is."""
-
-    GRAFT = "graft"
-    """Load a kernel into a DORMANT seed, let it incubate where the run says so, and ramp its
-    alpha to 1."""
-    FOSSILIZE = "fossilize"
-    """Freeze an ACTIVE seed for good."""
-    UNLOAD = "unload"
-    """Empty an ACTIVE seed."""
-    RESET = "reset"
-    """Empty a seed in ERROR_RECOVERY."""
-    RETARGET = "retarget"
-    """Let the alpha of an ACTIVE seed run to another value."""
 
 
 @dataclasses.dataclass(frozen=True)
