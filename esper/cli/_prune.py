@@ -39,6 +39,7 @@ def prune(
     the libraries that made it.
     """
     with errors(traceback):
+        from esper.contracts import KernelState
         from esper.urza import Library
 
         store = Library(library, create=False)
@@ -52,7 +53,7 @@ def prune(
                     gone[kernel_id] = f"{found}, and not listed"
                 else:
                     stray.append(kernel_id)
-        rows = store.find()
+        rows = store.find(states=KernelState)
         with progress_bar() as progress:
             for row in progress.track(rows, description="reading"):
                 found = _read(store, row.kernel_id)

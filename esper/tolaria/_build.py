@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esper.cache import KernelCache
+from esper.contracts import KernelState
 from esper.errors import InputError, RunFolderError
 from esper.nissa import MeasurementsDigest
 from esper.oona import Bus
@@ -155,7 +156,9 @@ def find_candidates(
         ArtifactError: for one that is damaged or not there.
         RunFolderError: for one that the library does not list.
     """
-    known = {record.kernel_id: record for record in library.find()} if folder.kernels else {}
+    # A run that has begun goes on with what is not to be used by new ones.
+    records = library.find(states=KernelState) if folder.kernels else []
+    known = {record.kernel_id: record for record in records}
     found: dict[int, list[KernelRecord]] = {}
     # In the order of preference, which a file of sorted keys does not keep.
     for name in (n for n in _grow_at(folder.config, task) if n in folder.kernels):

@@ -30,6 +30,7 @@ from esper.tolaria._departure import depart, is_last
 from esper.tolaria._hooks import Hooks
 from esper.tolaria._kernels import obtain_kernels
 from esper.tolaria._ledger import Ledger
+from esper.tolaria._outcomes import refer, tell_outcomes
 from esper.tolaria._run_folder import (
     HostRecord,
     RunFolder,
@@ -82,6 +83,7 @@ def start_run(
         check_grafts(config, trainee, library)
         host = HostRecord(trainee.sites, trainee.cost().parameters)
         folder = create_run(path, config, kernels, host=host, task_digest=task.digest)
+        refer(library, folder)
         with locked(folder):
             return _train(folder, task, trainee, library, bus=bus, hooks=hooks)
     finally:
@@ -214,6 +216,8 @@ def _train(
     if trainer.regions:
         np.savez_compressed(folder.regions, allow_pickle=False, **trainer.regions)
     arm = "grown" if folder.config.controller != "none" else "static"
-    arms = {folder.config.task: {arm: [read_run(folder.path)]}}
+    record = read_run(folder.path)
+    tell_outcomes(library, folder, record)
+    arms = {folder.config.task: {arm: [record]}}
     write_report(folder.report, arms, title=f"Esper: {folder.config.task}")
     return folder

@@ -1,246 +1,236 @@
-"""The library of kernels on one machine: a folder of files and a SQLite database.
+"""The library in this process: a database and files, or a server's of each."""
 
-Files are named by the SHA-256 of their bytes and are written once, before the
-row that makes them findable; a file is verified whenever it is read.
-"""
-
-import dataclasses
-import re
-import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import obstore
-import sqlalchemy as sa
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore
-from sqlalchemy.exc import SQLAlchemyError
-
-from esper.artifacts import (
-    MAX_BYTES,
-    Artifact,
-    default_verdicts,
-    is_trusted,
-    programs_digest,
-    read_artifact,
-    trust,
+from esper.artifacts import Artifact
+from esper.contracts import (
+    CURRENT_KERNELS,
+    BlueprintQuery,
+    BlueprintRecord,
+    BlueprintRequest,
+    BlueprintState,
+    Claim,
+    GarbageReport,
+    KernelOutcome,
+    KernelQuery,
+    KernelRecord,
+    KernelSignature,
+    KernelState,
+    KernelUsage,
+    Page,
+    RetentionPolicy,
 )
-from esper.contracts import KernelSignature
-from esper.errors import ArtifactError, InputError, KernelNotFoundError, LibraryError
-from esper.tezzeret import artifact_cost
-from esper.urza._database import DATABASE, KERNELS, MEASUREMENTS, open_database, reason
+from esper.errors import AccessDeniedError, EsperError, InputError, LibraryError
+from esper.urza._blobs import Blobs, S3Access, folder_blobs, open_blobs
+from esper.urza._database import DATABASE, Database, open_folder, open_url
+from esper.urza._failures import FAILURES, failure, reason
+from esper.urza._kernels import Kernels
+from esper.urza._outcomes import Outcomes
+from esper.urza._queue import Queue
+from esper.urza._retention import Retention
+from esper.urza._search import Search
 
-_IS_ID = re.compile(r"[0-9a-f]{64}", re.ASCII).fullmatch
-
-
-@dataclasses.dataclass(frozen=True)
-class KernelRecord:
-    """What the library knows of a kernel without opening it."""
-
-    kernel_id: str
-    recipe: str
-    """What it was compiled from; see `esper.tezzeret.kernel_recipe`."""
-    blueprint: str
-    signature: str
-    """As `str(KernelSignature)`."""
-    birth: str
-    confidence: float
-    init_seed: int
-    parameter_count: int
-    flops: int
-    """Floating-point operations per example, forward: counted from the blueprint, or, for a
-    user's own kernel, by XLA from its StableHLO at batch 1."""
-    size_bytes: int
-
-
-def _record(artifact: Artifact) -> KernelRecord:
-    manifest = artifact.manifest
-    cost = artifact_cost(artifact)
-    return KernelRecord(
-        kernel_id=artifact.kernel_id,
-        recipe=manifest.recipe,
-        blueprint=manifest.blueprint,
-        signature=str(manifest.signature),
-        birth=manifest.birth,
-        confidence=manifest.confidence,
-        init_seed=manifest.init_seed,
-        parameter_count=cost.parameter_count,
-        flops=cost.flops,
-        size_bytes=len(artifact.data),
-    )
-
-
-def _remember(artifact: Artifact) -> None:
-    """Later processes of this user trust what this one compiled, or has verified."""
-    if is_trusted(artifact):
-        verdicts = default_verdicts()
-        if verdicts.get(programs_digest(artifact)) is None:
-            trust(artifact, verdicts)
+MAX_ATTEMPTS = 3
 
 
 class Library:
-    """Put, get and find kernels in a folder.
+    """Kernels and blueprints in a folder: files, and a SQLite database. It is a `KernelLibrary`.
+
+    Files are named by the SHA-256 of their bytes and are written once, before the row that makes
+    them findable; a file is verified whenever it is read. `connect` keeps the database, the files,
+    or both on servers.
 
     Args:
         folder: where it is.
         create: make it where it does not exist, and write to it; else it may be a library that
-            can only be read.
+            can only be read. One that an older Esper made is brought up to date when it is
+            written to.
+        clock: in seconds since 1970; by default that of the database's machine.
+        max_attempts: how often a blueprint is claimed, without being completed, before it is
+            INVALID.
 
     Raises:
         InputError: where the folder cannot be used, or holds no library and may not be made.
     """
 
-    def __init__(self, folder: Path | str, *, create: bool = True) -> None:
-        self.folder = Path(folder).expanduser().absolute()
-        if not create and not (self.folder / DATABASE).is_file():
-            raise InputError(f"there is no library in {self.folder}: {DATABASE} is not there")
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        create: bool = True,
+        clock: Callable[[], float] | None = None,
+        max_attempts: int = MAX_ATTEMPTS,
+    ) -> None:
+        path = Path(folder).expanduser().absolute()
+        if not create and not (path / DATABASE).is_file():
+            raise InputError(f"there is no library in {path}: {DATABASE} is not there")
         try:
             if create:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            self._files = LocalStore(self.folder)
-            self._engine = open_database(self.folder / DATABASE, create=create)
-        except (OSError, BaseError, SQLAlchemyError, sqlite3.Error) as error:
+                path.mkdir(parents=True, exist_ok=True)
+            blobs = folder_blobs(path)
+            database = open_folder(path / DATABASE, create=create, clock=clock)
+        except FAILURES as error:
+            if isinstance(error, EsperError):
+                raise
             need = "written" if create else "read"
             raise InputError(
-                f"the library folder {self.folder} cannot be used: {reason(error)}. Choose a"
+                f"the library folder {path} cannot be used: {reason(error)}. Choose a"
                 f" folder that can be {need} and holds nothing else."
             ) from error
+        self._folder: Path | None = path
+        self._assemble(database, blobs, str(path), max_attempts)
+
+    @classmethod
+    def connect(
+        cls,
+        database: str,
+        blobs: Path | str,
+        *,
+        s3: S3Access | None = None,
+        create: bool = True,
+        clock: Callable[[], float] | None = None,
+        max_attempts: int = MAX_ATTEMPTS,
+    ) -> Self:
+        """A library whose database or files are on servers.
+
+        Args:
+            database: `postgresql://USER:PASSWORD@HOST/DATABASE` or `sqlite:///PATH`.
+            blobs: a folder, or `s3://BUCKET/FOLDER`.
+            s3: how the bucket's server is reached; by default by `AWS_` variables.
+            create: make the tables where there are none.
+            clock: in seconds since 1970; by default that of the database's machine.
+            max_attempts: as above.
+
+        Raises:
+            InputError: where one of them cannot be used as it is given.
+            ServiceUnavailableError: where a server does not answer.
+        """
+        library = cls.__new__(cls)
+        library._folder = None
+        try:
+            opened = open_url(database, create=create, clock=clock)
+        except FAILURES as error:
+            if isinstance(error, EsperError):
+                raise
+            found = failure("the library's database cannot be used", error)
+            if isinstance(found, AccessDeniedError | LibraryError):
+                found = InputError(str(found))
+            raise found from error
+        try:
+            files = open_blobs(str(blobs), s3=s3)
+        except BaseException:
+            opened.close()
+            raise
+        library._assemble(opened, files, f"{opened.where}, {files.where}", max_attempts)
+        return library
+
+    def _assemble(self, database: Database, blobs: Blobs, where: str, max_attempts: int) -> None:
+        self.where = where
+        """For messages; it shows no secret."""
+        self._database = database
+        self._blobs = blobs
+        self._kernels = Kernels(database, blobs, where)
+        self._search = Search(database)
+        self._outcomes = Outcomes(database)
+        self._queue = Queue(database, max_attempts=max_attempts)
+        self._retention = Retention(database, blobs, self._kernels, where)
+
+    def __repr__(self) -> str:
+        return f"Library({self.where!r})"
+
+    @property
+    def folder(self) -> Path:
+        """Where it is.
+
+        Raises:
+            LibraryError: for a library that is in no folder.
+        """
+        if self._folder is None:
+            raise LibraryError(f"the library {self.where} is not one folder")
+        return self._folder
 
     def close(self) -> None:
-        """Let go of the database."""
-        self._engine.dispose()
+        """See `KernelLibrary.close`."""
+        self._database.close()
 
-    @staticmethod
-    def _name(kernel_id: str) -> str:
-        return f"kernels/{kernel_id[:2]}/{kernel_id}.kernel"
-
-    def put(self, artifact: Artifact) -> str:
-        """Keep an artifact; putting it again changes nothing, and mends a file that is damaged.
-
-        Returns:
-            Its id.
+    def check(self) -> None:
+        """Ask the database and the store of files for something.
 
         Raises:
-            LibraryError: where it could not be written whole; nothing half-written is visible.
+            ServiceUnavailableError, LibraryError: where one of them does not answer.
         """
-        record = _record(artifact)
+        what = f"the library {self.where} does not answer"
         try:
-            self._write(artifact)
-            with self._engine.begin() as connection:
-                row = dataclasses.asdict(record)
-                connection.execute(sa.insert(KERNELS).prefix_with("OR IGNORE").values(**row))
-        except (OSError, OverflowError, BaseError, SQLAlchemyError) as error:
-            raise LibraryError(
-                f"kernel {artifact.kernel_id[:12]} could not be kept in {self.folder}:"
-                f" {reason(error)}"
-            ) from error
-        _remember(artifact)
-        return artifact.kernel_id
+            with self._database.reading() as connection:
+                self._database.now(connection)
+                connection.exec_driver_sql("SELECT count(*) FROM kernel_tags WHERE tag = ''")
+            self._blobs.check()
+        except FAILURES as error:
+            raise failure(what, error) from error
 
-    def _write(self, artifact: Artifact) -> None:
-        name = self._name(artifact.kernel_id)
-        try:
-            obstore.put(self._files, name, artifact.data, mode="create")
-        except AlreadyExistsError:
-            found = obstore.get(self._files, name)
-            same = found.meta["size"] == len(artifact.data)
-            if not same or bytes(found.bytes()) != artifact.data:
-                obstore.put(self._files, name, artifact.data)
+    def put(
+        self, artifact: Artifact, *, tags: Iterable[str] = (), state: KernelState | None = None
+    ) -> str:
+        """See `KernelLibrary.put`."""
+        return self._kernels.put(artifact, tags=tags, state=state)
 
     def get(self, kernel_id: str) -> Artifact:
-        """The artifact of that id, its bytes verified.
-
-        Raises:
-            KernelNotFoundError: where the library has none.
-            ArtifactError: where its file is damaged.
-            LibraryError: where its file cannot be read.
-        """
-        data = self.read_bytes(kernel_id)
-        try:
-            return read_artifact(data, expected_id=kernel_id)
-        except ArtifactError as error:
-            raise ArtifactError(f"{error} {self._where(kernel_id)}") from error
+        """See `KernelLibrary.get`."""
+        return self._kernels.get(kernel_id)
 
     def read_bytes(self, kernel_id: str) -> bytes:
-        """The file of that id as it is, which may be damaged.
+        """See `KernelLibrary.read_bytes`."""
+        return self._kernels.read_bytes(kernel_id)
 
-        Raises:
-            KernelNotFoundError: where the library has none.
-            ArtifactError: where it is larger than any artifact.
-            LibraryError: where its file cannot be read.
-        """
-        if not _IS_ID(kernel_id):
-            raise KernelNotFoundError(
-                f"the library {self.folder} holds no kernel {kernel_id[:80]!r}: an id is 64"
-                " hexadecimal digits, in lower case"
-            )
-        try:
-            found = obstore.get(self._files, self._name(kernel_id))
-            size = found.meta["size"]
-            if size > MAX_BYTES:
-                raise ArtifactError(
-                    f"kernel {kernel_id[:12]} is damaged: its file has {size} bytes, and an"
-                    f" artifact at most {MAX_BYTES}. Remove its file and compile it again."
-                    f" {self._where(kernel_id)}"
-                )
-            return bytes(found.bytes())
-        except FileNotFoundError as error:
-            raise KernelNotFoundError(
-                f"the library {self.folder} holds no kernel {kernel_id[:12]}: compile or copy it"
-                " there first"
-            ) from error
-        except (OSError, BaseError) as error:
-            raise LibraryError(
-                f"kernel {kernel_id[:12]} cannot be read from {self.folder}: {error}"
-            ) from error
+    def iter_bytes(self, kernel_id: str, start: int = 0) -> Iterator[bytes]:
+        """See `KernelLibrary.iter_bytes`."""
+        return self._kernels.iter_bytes(kernel_id, start)
 
-    def _where(self, kernel_id: str) -> str:
-        return f"Its file is {self.folder / self._name(kernel_id)}."
+    def record(self, kernel_id: str) -> KernelRecord:
+        """See `KernelLibrary.record`."""
+        return self._kernels.record(kernel_id)
 
     def full_id(self, beginning: str) -> str:
-        """The id of the one kernel whose id begins so.
+        """See `KernelLibrary.full_id`."""
+        return self._kernels.full_id(beginning)
 
-        Raises:
-            InputError: where there are several.
-            KernelNotFoundError: where there is none.
-            LibraryError: where the library cannot be searched.
-        """
-        query = sa.select(KERNELS.c.kernel_id).where(
-            KERNELS.c.kernel_id.startswith(beginning, autoescape=True)
-        )
-        found = self._rows(query.order_by(KERNELS.c.kernel_id).limit(3))
-        if not found:
-            raise KernelNotFoundError(
-                f"the library {self.folder} holds no kernel {beginning[:12]}: compile or copy it"
-                " there first"
-            )
-        if len(found) > 1:
-            listed = ", ".join(row["kernel_id"][:16] for row in found)
-            raise InputError(
-                f"several kernels begin with {beginning!r}: {listed}; give more of the id"
-            )
-        return found[0]["kernel_id"]
+    def find(
+        self,
+        signature: KernelSignature | None = None,
+        *,
+        blueprint: str | None = None,
+        recipe: str | None = None,
+        states: Iterable[KernelState] = CURRENT_KERNELS,
+    ) -> list[KernelRecord]:
+        """See `KernelLibrary.find`."""
+        return self._search.find(signature, blueprint, recipe, states)
+
+    def search(self, query: KernelQuery) -> Page[KernelRecord]:
+        """See `KernelLibrary.search`."""
+        return self._search.kernels(query)
+
+    def set_state(
+        self,
+        kernel_id: str,
+        state: KernelState,
+        *,
+        expected: KernelState | None = None,
+        reason: str = "",
+    ) -> KernelRecord:
+        """See `KernelLibrary.set_state`."""
+        return self._kernels.set_state(kernel_id, state, expected=expected, reason=reason)
+
+    def tag(
+        self, kernel_id: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()
+    ) -> KernelRecord:
+        """See `KernelLibrary.tag`."""
+        return self._kernels.tag(kernel_id, add=add, remove=remove)
 
     def remove(self, kernel_id: str) -> None:
-        """Remove a kernel, and what was measured of it. One that is not there is no error.
-
-        Raises:
-            LibraryError: where it cannot be removed; then it is still found, or its file is left.
-        """
-        try:
-            # The row first: a file that nothing names is harmless, a row without a file is not.
-            with self._engine.begin() as connection:
-                for table in (KERNELS, MEASUREMENTS):
-                    connection.execute(sa.delete(table).where(table.c.kernel_id == kernel_id))
-            if _IS_ID(kernel_id):
-                obstore.delete(self._files, self._name(kernel_id))
-        except FileNotFoundError:
-            return
-        except (OSError, BaseError, SQLAlchemyError) as error:
-            raise LibraryError(
-                f"kernel {kernel_id[:12]} cannot be removed from {self.folder}: {reason(error)}"
-            ) from error
+        """See `KernelLibrary.remove`."""
+        self._kernels.remove(kernel_id)
 
     def unlisted(self) -> list[str]:
         """Ids of kernels whose files are there, and which are not found.
@@ -251,73 +241,83 @@ class Library:
         Raises:
             LibraryError: where the library cannot be searched.
         """
-        try:
-            # Before the rows: what is put in between is not taken for one.
-            found = [
-                Path(file["path"]).stem
-                for batch in obstore.list(self._files, prefix="kernels")
-                for file in batch
-            ]
-        except (OSError, BaseError) as error:
-            raise LibraryError(
-                f"the library {self.folder} cannot be searched: {reason(error)}"
-            ) from error
-        listed = {row["kernel_id"] for row in self._rows(sa.select(KERNELS.c.kernel_id))}
-        return sorted(each for each in found if _IS_ID(each) and each not in listed)
-
-    def _rows(self, query: Any) -> list[Any]:
-        try:
-            with self._engine.connect() as connection:
-                return list(connection.execute(query).mappings())
-        except SQLAlchemyError as error:
-            raise LibraryError(
-                f"the library {self.folder} cannot be searched: {reason(error)}"
-            ) from error
+        return self._kernels.unlisted()
 
     def record_measurement(self, measurement: Mapping[str, Any]) -> None:
-        """Keep what a kernel cost on some device; an older one of equal kernel and device goes.
-
-        Args:
-            measurement: `esper.execution.KernelMeasurement.to_dict()`.
-
-        Raises:
-            LibraryError: where it could not be written.
-        """
-        keys = {name: measurement[name] for name in ("kernel_id", "backend", "device", "batch")}
-        row = {**keys, "content": dict(measurement)}
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(sa.insert(MEASUREMENTS).prefix_with("OR REPLACE").values(**row))
-        except SQLAlchemyError as error:
-            raise LibraryError(
-                f"what was measured of kernel {keys['kernel_id'][:12]} could not be kept in"
-                f" {self.folder}: {reason(error)}"
-            ) from error
+        """See `KernelLibrary.record_measurement`."""
+        self._kernels.record_measurement(measurement)
 
     def measurements(self, kernel_id: str) -> list[dict[str, Any]]:
-        """What was measured of a kernel, by backend, device and batch."""
-        query = (
-            sa.select(MEASUREMENTS.c.content)
-            .where(MEASUREMENTS.c.kernel_id == kernel_id)
-            .order_by(MEASUREMENTS.c.backend, MEASUREMENTS.c.device, MEASUREMENTS.c.batch)
-        )
-        return [row["content"] for row in self._rows(query)]
+        """See `KernelLibrary.measurements`."""
+        return self._kernels.measurements(kernel_id)
 
-    def find(
+    def record_outcomes(self, outcomes: Sequence[KernelOutcome]) -> None:
+        """See `KernelLibrary.record_outcomes`."""
+        self._outcomes.record(outcomes)
+
+    def outcomes(self, kernel_id: str) -> list[KernelOutcome]:
+        """See `KernelLibrary.outcomes`."""
+        return self._outcomes.of(kernel_id)
+
+    def usage(self, kernel_id: str) -> KernelUsage:
+        """See `KernelLibrary.usage`."""
+        return self._outcomes.usage(kernel_id)
+
+    def refer(self, run_id: str, kernel_ids: Iterable[str]) -> None:
+        """See `KernelLibrary.refer`."""
+        self._outcomes.refer(run_id, kernel_ids)
+
+    def release_run(self, run_id: str) -> None:
+        """See `KernelLibrary.release_run`."""
+        self._outcomes.release(run_id)
+
+    def references(self, kernel_id: str) -> list[str]:
+        """See `KernelLibrary.references`."""
+        return self._outcomes.references(kernel_id)
+
+    def collect_garbage(self, policy: RetentionPolicy) -> GarbageReport:
+        """See `KernelLibrary.collect_garbage`."""
+        return self._retention.collect(policy)
+
+    def submit(self, request: BlueprintRequest) -> BlueprintRecord:
+        """See `KernelLibrary.submit`."""
+        return self._queue.submit(request)
+
+    def blueprint(self, blueprint_id: str) -> BlueprintRecord:
+        """See `KernelLibrary.blueprint`."""
+        return self._queue.blueprint(blueprint_id)
+
+    def blueprints(self, query: BlueprintQuery) -> Page[BlueprintRecord]:
+        """See `KernelLibrary.blueprints`."""
+        return self._search.blueprints(query)
+
+    def set_blueprint_state(
         self,
-        signature: KernelSignature | None = None,
+        blueprint_id: str,
+        state: BlueprintState,
         *,
-        blueprint: str | None = None,
-        recipe: str | None = None,
-    ) -> list[KernelRecord]:
-        """The kernels that fit a signature, ordered by blueprint, seed and id."""
-        query = sa.select(KERNELS).order_by(
-            KERNELS.c.blueprint, KERNELS.c.init_seed, KERNELS.c.kernel_id
-        )
-        if signature is not None:
-            query = query.where(KERNELS.c.signature == str(signature))
-        if blueprint is not None:
-            query = query.where(KERNELS.c.blueprint == blueprint)
-        if recipe is not None:
-            query = query.where(KERNELS.c.recipe == recipe)
-        return [KernelRecord(**row) for row in self._rows(query)]
+        expected: BlueprintState | None = None,
+        reason: str = "",
+    ) -> BlueprintRecord:
+        """See `KernelLibrary.set_blueprint_state`."""
+        return self._queue.set_state(blueprint_id, state, expected=expected, reason=reason)
+
+    def claim(self, worker: str, *, most: int = 1, lease_seconds: float = 60.0) -> list[Claim]:
+        """See `KernelLibrary.claim`."""
+        return self._queue.claim(worker, most=most, lease_seconds=lease_seconds)
+
+    def renew(self, claim: Claim) -> Claim:
+        """See `KernelLibrary.renew`."""
+        return self._queue.renew(claim)
+
+    def complete(self, claim: Claim, kernel_id: str) -> BlueprintRecord:
+        """See `KernelLibrary.complete`."""
+        return self._queue.complete(claim, kernel_id)
+
+    def fail(self, claim: Claim, reason: str, *, retry: bool = False) -> BlueprintRecord:
+        """See `KernelLibrary.fail`."""
+        return self._queue.fail(claim, reason, retry=retry)
+
+    def give_back(self, claim: Claim) -> BlueprintRecord:
+        """See `KernelLibrary.give_back`."""
+        return self._queue.give_back(claim)

@@ -10,6 +10,28 @@ from esper.artifacts import Artifact
 from esper.contracts import KernelSignature
 from esper.tezzeret import compile_blueprint, load_blueprint
 from esper.urza import Library
+from tests.esper.servers import (
+    postgres_server,
+    postgres_url,
+    s3_options,
+    s3_server,
+    s3_url,
+    signed_s3_server,
+    signed_s3_url,
+)
+from tests.esper.servers._redis import redis_server, redis_url
+
+__all__ = [
+    "postgres_server",
+    "postgres_url",
+    "redis_server",
+    "redis_url",
+    "s3_options",
+    "s3_server",
+    "s3_url",
+    "signed_s3_server",
+    "signed_s3_url",
+]
 
 SIGNATURE = KernelSignature(input_shape=(2,), output_shape=(8,))
 

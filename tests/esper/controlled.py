@@ -26,7 +26,16 @@ def record(
 ) -> KernelRecord:
     kernel_id = hashlib.sha256(name.encode()).hexdigest()
     return KernelRecord(
-        kernel_id, "0" * 64, blueprint, "2->8 float32", "zero", 0.5, 0, parameters, flops, 1
+        kernel_id=kernel_id,
+        recipe="0" * 64,
+        blueprint=blueprint,
+        signature="2->8 float32",
+        birth="zero",
+        confidence=0.5,
+        init_seed=0,
+        parameter_count=parameters,
+        flops=flops,
+        size_bytes=1,
     )
 
 

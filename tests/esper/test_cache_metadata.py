@@ -1,7 +1,6 @@
 """What is known of kernels, and which of them fit."""
 
 import asyncio
-import dataclasses
 import re
 
 import jax
@@ -75,7 +74,7 @@ def test_what_the_library_counted_is_known_when_the_kernel_is_loaded(library, ar
     own = rewrite_artifact(artifact, blueprint=b"{")
     assert describe_artifact(own).flops is None
     cache = KernelCache(Shelf(own))
-    assert cache.load_metadata([dataclasses.replace(record, kernel_id=own.kernel_id)]) == 1
+    assert cache.load_metadata([record.model_copy(update={"kernel_id": own.kernel_id})]) == 1
     for _ in range(2):
         assert cache.load_kernel_sync(own.kernel_id) is not None
         known = cache.metadata(own.kernel_id)
@@ -142,7 +141,7 @@ def test_records_of_the_library_are_known_in_bulk(tmp_path, kernels, square):
 def test_a_record_that_cannot_be_read_is_refused_and_none_is_taken(library, changes):
     (record,) = library.find()
     cache = KernelCache()
-    bad = dataclasses.replace(record, **changes)
+    bad = record.model_copy(update=changes)
     with pytest.raises(
         InputError, match=r"the record of kernel .* cannot be used: .* such as '2->"
     ):

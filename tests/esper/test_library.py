@@ -248,7 +248,7 @@ def test_a_library_lies_where_it_was_asked_for(tmp_path, name, artifact):
 
 
 def test_a_full_disk_leaves_nothing_half_written(small_disk, artifact):
-    disk = small_disk(256)
+    disk = small_disk(1024)
     store = Library(disk / "library")
     store.put(artifact)
     (disk / "ballast").write_bytes(b"0" * (os.statvfs(disk).f_bavail * 4096 - 8192))
