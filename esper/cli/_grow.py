@@ -3,13 +3,13 @@
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from esper.cli._console import Trace, err, errors, out, show_table
+from esper.cli._console import Trace, err, errors, out, say, show_table
 from esper.cli._missing import fetching_told
 from esper.errors import CheckpointError, InputError
 
@@ -54,6 +54,16 @@ def grow(
         Path | None,
         typer.Option(help="Folder of the run (or runs); by default runs/TASK-BACKEND."),
     ] = None,
+    bus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Tell events and measurements here too: sqlite:PATH or redis://HOST:PORT/NUMBER.",
+        ),
+    ] = None,
+    bus_capacity: Annotated[
+        int, typer.Option(min=1, help="Messages that wait for the bus at most; more are dropped.")
+    ] = 65_536,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")
     ] = None,
@@ -75,13 +85,23 @@ def grow(
                     f"--resume goes on with what the run began with; leave out"
                     f" {', '.join(extra) or '--seeds'}"
                 )
-            _resume(resume)
+            _resume(resume, _Told(bus, bus_capacity))
         else:
             given = {"task": task, "backend": backend, "controller": controller}
-            _start({key: value for key, value in given.items() if value}, config, seeds, out)
+            own = {key: value for key, value in given.items() if value}
+            _start(own, config, seeds, out, _Told(bus, bus_capacity))
 
 
-def _start(given: dict[str, str], config: Path | None, seeds: int, out: Path | None) -> None:
+class _Told(NamedTuple):
+    """Who else is told of a run."""
+
+    url: str | None
+    capacity: int
+
+
+def _start(
+    given: dict[str, str], config: Path | None, seeds: int, out: Path | None, bus: _Told
+) -> None:
     from esper.tolaria import create_study, make_config, read_config_file
 
     values = read_config_file(config) if config is not None else {}
@@ -93,28 +113,44 @@ def _start(given: dict[str, str], config: Path | None, seeds: int, out: Path | N
     name = first.task.partition(":")[0]
     place = out if out is not None else Path("runs") / f"{name}-{first.backend}"
     if seeds == 1:
-        _train([(place, first)], place, resuming=False)
+        _train_told([(place, first)], place, bus, resuming=False)
     else:
-        _train(create_study(place, first, seeds).runs, place, resuming=False)
+        _train_told(create_study(place, first, seeds).runs, place, bus, resuming=False)
 
 
-def _resume(path: Path) -> None:
+def _resume(path: Path, bus: _Told) -> None:
     from esper.tolaria import is_study, open_run, open_study
 
     runs = open_study(path).runs if is_study(path) else [(path, open_run(path).config)]
-    _train(runs, path, resuming=True)
+    _train_told(runs, path, bus, resuming=True)
 
 
-def _train(runs: list[tuple[Path, Any]], place: Path, *, resuming: bool) -> None:
+def _train_told(runs: list[tuple[Path, Any]], place: Path, bus: _Told, *, resuming: bool) -> None:
+    """Train, and tell whoever reads the bus of that URL."""
+    if bus.url is None:
+        _train(runs, place, None, bus.capacity, resuming=resuming)
+        return
+    from esper.oona import open_broker
+
+    with open_broker(bus.url) as broker:
+        _train(runs, place, broker, bus.capacity, resuming=resuming)
+
+
+def _train(
+    runs: list[tuple[Path, Any]], place: Path, broker: Any, capacity: int, *, resuming: bool
+) -> None:
     """Train each run to its end, then show what came of all of them."""
     from esper.nissa import ProgressView, describe_stages, read_run, write_report
-    from esper.oona import InProcessBus
+    from esper.oona import InProcessBus, TelemetryBus
     from esper.tolaria import Hooks, Interrupted, has_run, resume_run, start_run
     from esper.tolaria._run_folder import library_folder
 
     stop = Stop()
     for path, config in runs:
         bus = InProcessBus()
+        told = None
+        if broker is not None:
+            told = TelemetryBus(broker, sender_id=_name(path), local=bus, capacity=capacity)
         label = f"{config.task} · {config.backend} · seed {config.seed}"
         rows: list[Any] = []
         with ProgressView(bus, label, config.steps, out) as view:
@@ -127,9 +163,9 @@ def _train(runs: list[tuple[Path, Any]], place: Path, *, resuming: bool) -> None
             try:
                 with fetching_told(library_folder(path, config)):
                     if resuming and has_run(path):
-                        resume_run(path, bus=bus, hooks=hooks)
+                        resume_run(path, bus=told or bus, hooks=hooks)
                     else:
-                        start_run(path, config, bus=bus, hooks=hooks, tell=_tell)
+                        start_run(path, config, bus=told or bus, hooks=hooks, tell=_tell)
             except CheckpointError as error:
                 if not rows:
                     # Refused before it went on: the message says what to do.
@@ -141,6 +177,9 @@ def _train(runs: list[tuple[Path, Any]], place: Path, *, resuming: bool) -> None
                 # Gone on with by the folder of one run, a study would lack the others.
                 what = str(error).partition(";")[0]
                 raise Interrupted(f"{path.name}: {what}; go on with --resume {place}") from error
+            finally:
+                if told is not None:
+                    _end(told)
     table = Table("run", "test accuracy", "parameters", "seeds", box=None)
     records = [record for path, _ in runs if (record := read_run(path)).metrics]
     for record in records:
@@ -160,6 +199,19 @@ def _train(runs: list[tuple[Path, Any]], place: Path, *, resuming: bool) -> None
             title=f"Esper: {first.task}",
         )
     out.print(f"report: {place / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _name(path: Path) -> str:
+    """What a run is called on a bus: the end of its path, as a message takes it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(path))[-200:]
+
+
+def _end(told: Any) -> None:
+    told.close()
+    found = told.statistics
+    for reason, count in found.dropped.items():
+        why = f": {found.last_error}" if found.last_error else ""
+        say(err, "yellow", f"{count} messages did not get to the bus, as {reason.value}{why}")
 
 
 def _tell(text: str) -> None:

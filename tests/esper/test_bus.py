@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,3 +29,16 @@ def test_a_full_queue_drops_the_oldest_and_counts():
     assert [m.payload["i"] for m in slow.drain()] == [3, 4]
     assert slow.dropped == 3
     assert len(quick.drain()) == 5
+
+
+def test_the_names_of_the_bus():
+    import esper.oona
+
+    for name in esper.oona.__all__:
+        assert getattr(esper.oona, name).__module__.startswith(("esper.oona", "esper.contracts"))
+    assert set(esper.oona.__all__) >= {
+        "BatchingPublisher", "Broker", "Bus", "Consumer", "InProcessBus", "MemoryBroker",
+        "RedisBroker", "SqliteBroker", "TelemetryBus", "Topic", "TopicNames", "open_broker",
+    }  # fmt: skip
+    with pytest.raises(AttributeError, match="has no attribute 'KafkaBroker'"):
+        esper.oona.KafkaBroker  # noqa: B018
