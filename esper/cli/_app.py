@@ -1,16 +1,20 @@
 """The commands of `esper`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import esper
-from esper.cli import _kernels
+from esper.cli import _blueprints, _config, _kernels, _serve
 from esper.cli._compare import compare
 from esper.cli._console import out
+from esper.cli._defaults import defaults_of
 from esper.cli._grow import grow
 from esper.cli._replay import replay
+from esper.cli._serve import serve
 from esper.cli._watch import watch
+from esper.cli._worker import worker
 
 app = typer.Typer(
     name="esper",
@@ -29,15 +33,27 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, help="Show the version.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file of settings; by default esper.yaml here, or in ~/.config/esper."
+        ),
+    ] = None,
 ) -> None:
-    pass
+    context.default_map = defaults_of(context.command, config)
 
 
 app.command()(grow)
 app.command()(replay)
 app.command()(compare)
 app.command()(watch)
+app.command()(serve)
+app.command()(worker)
 app.add_typer(_kernels.app)
+app.add_typer(_blueprints.app)
+app.add_typer(_serve.app)
+app.add_typer(_config.app)

@@ -1,0 +1,99 @@
+"""The library and the bus that a command works with, wherever they are."""
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esper.cli._arguments import DEFAULT_LIBRARY
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from esper.oona import Broker
+    from esper.settings import Settings
+    from esper.urza import KernelLibrary
+
+LibraryPlace = Annotated[
+    str | None,
+    typer.Option(
+        "--library",
+        metavar="FOLDER|URL",
+        help="The library: a folder, or the address of `esper serve`.",
+        show_default=str(DEFAULT_LIBRARY),
+    ),
+]
+BusAddress = Annotated[
+    str | None,
+    typer.Option("--bus", metavar="URL", help="The bus, such as redis://host or sqlite:PATH."),
+]
+
+
+def settings_of(context: typer.Context) -> "Settings | None":
+    """What is configured for a command; None where nothing is."""
+    from esper.settings import is_configured
+
+    config = context.find_root().params.get("config")
+    if not is_configured(config, os.environ):
+        return None
+    from esper.settings import load_settings
+
+    return load_settings(config).settings
+
+
+def library_at(
+    where: str | None, settings: "Settings | None", *, create: bool = True
+) -> "tuple[KernelLibrary, str]":
+    """A library, and where it is, for messages.
+
+    Args:
+        where: a folder or a service; None for what is configured.
+        create: make it where there is none, and it is no service's.
+
+    Raises:
+        InputError: where it cannot be used as it is given.
+        ServiceUnavailableError: where a server of it is away.
+    """
+    from esper.urza import Library, S3Access, open_library
+
+    configured = None if settings is None else settings.library
+    if where is None and configured is not None and configured.database is not None:
+        s3, blobs = configured.s3, str(configured.blobs)
+        access = S3Access(
+            endpoint=s3.endpoint,
+            access_key_id=s3.access_key_id,
+            secret_access_key=_value(s3.secret_access_key),
+            session_token=_value(s3.session_token),
+            region=s3.region,
+        )
+        database = configured.database.get_secret_value()
+        return Library.connect(database, blobs, s3=access, create=create), blobs
+    place = where or str(DEFAULT_LIBRARY)
+    return open_library(place, token=token_for(place, settings), create=create), place
+
+
+def token_for(place: str, settings: "Settings | None") -> str | None:
+    """The token of a library; what is configured is for the address it stands beside alone."""
+    if settings is None or settings.library.where is None:
+        return None
+    if place.rstrip("/") != settings.library.where.rstrip("/"):
+        return None
+    return _value(settings.library.token)
+
+
+def bus_at(url: str | None) -> "Broker | None":
+    """The bus of that address, if any.
+
+    Raises:
+        InputError: where it is none.
+        ServiceUnavailableError, BusError: where it cannot be opened now.
+    """
+    if url is None:
+        return None
+    from esper.oona import open_broker
+
+    return open_broker(url)
+
+
+def _value(secret: "SecretStr | None") -> str | None:
+    return None if secret is None else secret.get_secret_value()
