@@ -65,13 +65,15 @@ def compile_kernels(
     with errors(traceback):
         from esper.urza import Library
 
-        jobs = _asked(blueprints or [], in_features, out_features, signature or [])
-        given = dict(_size(text) for text in size or [])
-        jobs = [
-            _job(blueprint, each, given, init_seed + i)
-            for blueprint, each in jobs
-            for i in range(seeds)
-        ]
+        jobs = jobs_asked(
+            blueprints or [],
+            in_features,
+            out_features,
+            signature or [],
+            size or [],
+            init_seed,
+            seeds,
+        )
         if not jobs and not again:
             raise InputError(
                 "say what to compile: a blueprint with --in and --out or --signature, or --again"
@@ -85,6 +87,28 @@ def compile_kernels(
             for error in failures:
                 say(err, "red", str(error))
             raise typer.Exit(status_of(failures))
+
+
+def jobs_asked(
+    names: list[str],
+    inputs: int | None,
+    outputs: int | None,
+    signatures: list[str],
+    sizes: list[str],
+    init_seed: int,
+    seeds: int,
+) -> list["CompileJob"]:
+    """What the options ask to be compiled: each blueprint for each signature and seed.
+
+    Raises:
+        InputError: for options that do not go together, or cannot be read.
+    """
+    given = dict(_size(text) for text in sizes)
+    return [
+        _job(blueprint, each, given, init_seed + i)
+        for blueprint, each in _asked(names, inputs, outputs, signatures)
+        for i in range(seeds)
+    ]
 
 
 def _asked(

@@ -71,3 +71,7 @@ class CompileOutcome:
     """Of each backend, where asked for; see `esper.execution.KernelMeasurement`."""
     worker: int | None = None
     """Process id of the worker that finished it; None where none did."""
+    died: bool = False
+    """Whether no worker lived to finish it, for a reason that is none of its limits."""
+    cancelled: bool = False
+    """Whether it was given up before it was done."""

@@ -30,10 +30,14 @@ class Line:
     def __init__(self, jobs: Iterable[CompileJob]) -> None:
         self._groups: dict[Hashable, deque[Ticket]] = {}
         for job in jobs:
-            self._groups.setdefault(program_of(job), deque()).append(Ticket(job))
+            self.add(job)
 
     def __len__(self) -> int:
         return sum(map(len, self._groups.values()))
+
+    def add(self, job: CompileJob) -> None:
+        """Wait, after the others of its program."""
+        self._groups.setdefault(program_of(job), deque()).append(Ticket(job))
 
     def put_back(self, ticket: Ticket) -> None:
         """Wait again, before the others of its program."""

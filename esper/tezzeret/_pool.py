@@ -11,6 +11,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any, cast
+from weakref import WeakSet
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -24,6 +25,10 @@ from esper.tezzeret._worker import OUT_OF_MEMORY, Done, Task, error_of, prepare,
 
 Progress = Callable[[int, int, CompileOutcome], None]
 """Told after each job: how many are done, how many there are, and what became of this one."""
+
+More = Callable[[int], Iterable[CompileJob]]
+"""Asked for more jobs while so many workers have nothing to do; may give none, and is asked again
+a tenth of a second later."""
 
 
 class CompilePool:
@@ -74,9 +79,13 @@ class CompilePool:
         self.retries = retries
         self._measure = tuple(measure)
         self._closed = False
-        self._cancelled = threading.Event()
+        self._calls: WeakSet[_Call] = WeakSet()
         self._cancelling = threading.RLock()  # a signal's handler may cancel, too
         self._workers = [_Worker(self.limits.memory_bytes) for _ in range(workers)]
+
+    def __len__(self) -> int:
+        """How many processes it has at most."""
+        return len(self._workers)
 
     def __enter__(self) -> "CompilePool":
         return self
@@ -93,18 +102,27 @@ class CompilePool:
         for worker in self._workers:
             worker.pool.join()
 
-    def cancel(self) -> None:
+    def cancel(self, *, begun: bool = True) -> None:
         """Give up the jobs that are not done; may be called from another thread.
 
-        They are those of every call of `compile` until now, begun or not, and no later one's.
-        Their outcomes say that they were cancelled; workers that are at one are killed.
+        They are those of every call of `compile` until now, and no later one's. Their outcomes say
+        that they were cancelled; workers that are at one are killed.
+
+        Args:
+            begun: those too that a worker is at; else these go on to their end, where they have
+                one: a job whose worker dies is not tried again.
         """
         with self._cancelling:
-            cancelled, self._cancelled = self._cancelled, threading.Event()
-            cancelled.set()
+            for call in list(self._calls):
+                call.cancelled_waiting = True
+                call.cancelled_begun = call.cancelled_begun or begun
 
     def compile(
-        self, jobs: Iterable[CompileJob], *, progress: Progress | None = None
+        self,
+        jobs: Iterable[CompileJob],
+        *,
+        progress: Progress | None = None,
+        more: More | None = None,
     ) -> Iterator[CompileOutcome]:
         """Compile jobs, and give what became of each as it is done, which is in no set order.
 
@@ -112,6 +130,7 @@ class CompilePool:
 
         Args:
             progress: is told after each job.
+            more: is asked for further jobs while workers have nothing to do and others have.
 
         Raises:
             EsperError: where the pool is closed.
@@ -120,13 +139,20 @@ class CompilePool:
             raise EsperError(
                 "the pool is closed and its workers are gone: make another CompilePool"
             )
-        return self._compiled(jobs, progress, self._cancelled)
+        call = _Call()
+        with self._cancelling:
+            self._calls.add(call)
+        return self._compiled(jobs, progress, more, call)
 
     def _compiled(
-        self, jobs: Iterable[CompileJob], progress: Progress | None, cancelled: threading.Event
+        self,
+        jobs: Iterable[CompileJob],
+        progress: Progress | None,
+        more: More | None,
+        call: "_Call",
     ) -> Iterator[CompileOutcome]:
-        asked = list(jobs)
-        line, free = Line(asked), list(self._workers)
+        line, free = Line(jobs), list(self._workers)
+        asked = len(line)
         running: dict[Any, tuple[_Worker, Ticket]] = {}
         done = 0
 
@@ -134,24 +160,30 @@ class CompilePool:
             nonlocal done
             done += 1
             if progress is not None:
-                progress(done, len(asked), outcome)
+                progress(done, asked, outcome)
             return outcome
 
         try:
             while line or running:
-                if cancelled.is_set():
+                if call.cancelled_waiting:
                     for job, attempt in line.take_all():
                         yield told(_cancelled(job, attempt))
+                if call.cancelled_begun:
                     for future in running:
                         future.cancel()
                     ready = set(running)
                 else:
                     self._give_out(line, free, running)
+                    if more is not None and free and not call.cancelled_waiting:
+                        for job in more(len(free)):
+                            line.add(job)
+                            asked += 1
+                        self._give_out(line, free, running)
                     ready, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
                 for future in ready:
                     worker, ticket = running.pop(future)
                     free.append(worker)
-                    outcome = self._outcome(future, *ticket, cancelled.is_set())
+                    outcome = self._outcome(future, *ticket, call.cancelled_begun)
                     if outcome is None:
                         line.put_back(Ticket(ticket.job, ticket.attempt + 1))
                         continue
@@ -203,6 +235,7 @@ class CompilePool:
             )
             return CompileOutcome(job, None, error, attempt, self.limits.wall_seconds)
         except ProcessExpired as error:
+            died = False
             if _is_cpu_limit(error):
                 reason = f"it used {self.limits.cpu_seconds} s of processor time, its limit"
             elif error.exitcode == OUT_OF_MEMORY or error.exitcode == -signal.SIGABRT:
@@ -212,17 +245,26 @@ class CompilePool:
                 return None
             else:
                 reason = f"it {_died(error)}, {attempt} times"
+                died = True
             told = KernelCompilationError(
                 f"{job}: its worker is gone: {reason}. The other jobs go on; see whether the"
                 " machine has the memory, or choose smaller sizes"
             )
-            return CompileOutcome(job, None, told, attempt)
+            return CompileOutcome(job, None, told, attempt, died=died)
         except Exception as error:  # of what brings the job there and the outcome back
             told = EsperError(
                 f"{job}: it could not be given to a worker, or what came back could not be read:"
                 f" {first_line(error)}"
             )
             return CompileOutcome(job, None, told, attempt)
+
+
+class _Call:
+    """What was cancelled of one call of `compile`."""
+
+    def __init__(self) -> None:
+        self.cancelled_waiting = False
+        self.cancelled_begun = False
 
 
 class _Worker:
@@ -275,7 +317,7 @@ def _read(job: CompileJob, attempt: int, done: Done) -> CompileOutcome:
 
 
 def _cancelled(job: CompileJob, attempt: int) -> CompileOutcome:
-    return CompileOutcome(job, None, EsperError(f"{job}: cancelled"), attempt)
+    return CompileOutcome(job, None, EsperError(f"{job}: cancelled"), attempt, cancelled=True)
 
 
 def _is_cpu_limit(error: ProcessExpired) -> bool:

@@ -5,9 +5,11 @@ the training process, and what it takes can be limited and taken back.
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +71,7 @@ def error_of(kind: str, text: str) -> EsperError:
 
 def prepare(memory_bytes: int) -> None:
     """Import what compiling needs, and limit the memory from there on."""
+    threading.Thread(target=_end_with_the_asker, daemon=True).start()
     # Workers share the machine with training, and with each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
@@ -81,6 +84,14 @@ def prepare(memory_bytes: int) -> None:
         most = pages * resource.getpagesize() + memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _end_with_the_asker() -> None:
+    """Nobody waits for what a killed process has asked for, and it may take minutes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(0)
 
 
 def work(task: Task) -> Done:

@@ -1,0 +1,346 @@
+"""`esper blueprints` and its commands: what is to be compiled by workers."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+from rich.table import Table
+
+from esper.cli._compile import jobs_asked
+from esper.cli._connected import BusAddress, LibraryPlace, bus_at, library_at, settings_of
+from esper.cli._console import Trace, err, errors, out, say, show_table
+from esper.errors import BlueprintNotFoundError, EsperError, InputError
+
+if TYPE_CHECKING:
+    from esper.contracts import BlueprintRecord, BlueprintRequest, BlueprintState
+    from esper.oona import Broker
+    from esper.tezzeret import CompileJob
+    from esper.urza import KernelLibrary
+
+app = typer.Typer(
+    name="blueprints", help="Have blueprints compiled by workers.", no_args_is_help=True
+)
+
+_LONGEST_WAIT = 1.0
+"""Seconds between two looks at what is waited for."""
+
+
+@app.command()
+def submit(
+    context: typer.Context,
+    blueprints: Annotated[
+        list[str],
+        typer.Argument(help="Blueprints: names of Esper's own, or YAML or JSON files."),
+    ],
+    in_features: Annotated[
+        int | None, typer.Option("--in", min=1, max=1 << 20, help="Features of the input.")
+    ] = None,
+    out_features: Annotated[
+        int | None, typer.Option("--out", min=1, max=1 << 20, help="Features of the output.")
+    ] = None,
+    signature: Annotated[
+        list[str] | None,
+        typer.Option(help="Shapes and dtype, such as '3x32x32->8x16x16 bfloat16'; repeatable."),
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="A named size, such as 'width=16'; repeatable.")
+    ] = None,
+    init_seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first parameters.")
+    ] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=10_000, help="How many kernels, with seeds from there on.")
+    ] = 1,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="A tag that the kernels get; repeatable.")
+    ] = None,
+    priority: Annotated[int, typer.Option(help="Higher ones are compiled first.")] = 0,
+    wait: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Wait until they are done, for so long."),
+    ] = None,
+    library: LibraryPlace = None,
+    bus: BusAddress = None,
+    traceback: Trace = False,
+) -> None:
+    """Ask for blueprints to be compiled.
+
+    Prints the id of each, one a line; with --wait the ids of their kernels. What was asked for
+    before is not compiled twice.
+    """
+    with errors(traceback):
+        jobs = jobs_asked(
+            blueprints, in_features, out_features, signature or [], size or [], init_seed, seeds
+        )
+        asked = [_request(job, tag or [], priority) for job in jobs]
+        broker = _bus(bus)
+        store, _ = library_at(library, settings_of(context))
+        records = [store.submit(request) for request in asked]
+        _announce(records, broker)
+        if wait is None:
+            _print_ids(record.blueprint_id for record in records)
+            return
+        records = _done(store, records, wait)
+        _print_ids(record.kernel_id for record in records if record.kernel_id is not None)
+        failed = [record for record in records if record.kernel_id is None]
+        for record in failed:
+            say(err, "red", f"{_title(record)}: {record.reason or record.state.value}")
+        if failed:
+            raise typer.Exit(1)
+
+
+@app.command("list")
+def list_blueprints(
+    context: typer.Context,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="unvalidated, compiling, validated or invalid; repeatable."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Only those of this blueprint.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Only those with it; repeatable.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="One object a line.")] = False,
+    library: LibraryPlace = None,
+    traceback: Trace = False,
+) -> None:
+    """Show what was submitted, oldest first, and what became of it."""
+    with errors(traceback):
+        states = None if not state else tuple(_state(text) for text in state)
+        store, _ = library_at(library, settings_of(context), create=False)
+        table = Table("blueprint", "name", "signature", "seed", "state", "tries", box=None)
+        table.add_column("kernel, or why there is none")
+        count, more = 0, False
+        for record in _found(store, states, name, tag or [], limit + 1):
+            if count == limit:
+                more = True
+                break
+            count += 1
+            if as_json:
+                _print_json(record)
+                continue
+            table.add_row(
+                record.blueprint_id[:16],
+                escape(record.name),
+                str(record.signature),
+                str(record.init_seed),
+                record.state.value,
+                str(record.attempts),
+                (record.kernel_id or "")[:16] or escape(record.reason.partition("\n")[0][:200]),
+            )
+        if not as_json:
+            show_table(table, whole=True)
+            left = ", and more: see --limit" if more else ""
+            out.print(f"{count} blueprints{left}", highlight=False)
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    blueprint: Annotated[str, typer.Argument(help="Its id, or how that begins.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As one object.")] = False,
+    library: LibraryPlace = None,
+    traceback: Trace = False,
+) -> None:
+    """Show all that the library knows of a blueprint that was submitted."""
+    with errors(traceback):
+        store, _ = library_at(library, settings_of(context), create=False)
+        record = _one(store, blueprint)
+        if as_json:
+            _print_json(record)
+            return
+        table = Table(box=None, show_header=False)
+        for key, value in _facts(record).items():
+            table.add_row(key, escape(value))
+        show_table(table, whole=True)
+
+
+@app.command()
+def retry(
+    context: typer.Context,
+    blueprints: Annotated[
+        list[str] | None, typer.Argument(help="Their ids, or how those begin.")
+    ] = None,
+    all_invalid: Annotated[bool, typer.Option("--all", help="All that are invalid.")] = False,
+    library: LibraryPlace = None,
+    bus: BusAddress = None,
+    traceback: Trace = False,
+) -> None:
+    """Let blueprints wait to be compiled again, such as those that failed."""
+    with errors(traceback):
+        from esper.contracts import BlueprintState
+
+        if bool(blueprints) == all_invalid:
+            raise InputError("say which blueprints are to be tried again: their ids, or --all")
+        broker = _bus(bus)
+        store, _ = library_at(library, settings_of(context), create=False)
+        if all_invalid:
+            found = list(_found(store, (BlueprintState.INVALID,), None, [], None))
+        else:
+            found = [_one(store, text) for text in blueprints or []]
+        records = [
+            store.set_blueprint_state(record.blueprint_id, BlueprintState.UNVALIDATED)
+            for record in found
+        ]
+        _announce(records, broker)
+        _print_ids(record.blueprint_id for record in records)
+
+
+def _request(job: "CompileJob", tags: list[str], priority: int) -> "BlueprintRequest":
+    from esper.contracts import explained
+    from esper.tezzeret import resolve
+    from esper.tezzeret.service import request_of
+
+    # What does not fit is said here and now, and not by a worker later.
+    resolve(job.blueprint, job.signature, job.sizes)
+    try:
+        return request_of(job, tags=tags, priority=priority)
+    except ValidationError as error:
+        raise InputError(f"{job} cannot be submitted: {explained(error)}") from error
+
+
+def _bus(url: str | None) -> "Broker | None":
+    """The bus; None where there is none or it is away, because nothing depends on it."""
+    try:
+        return bus_at(url)
+    except InputError:
+        raise
+    except (EsperError, OSError) as error:
+        _not_announced(error)
+        return None
+
+
+def _announce(records: list["BlueprintRecord"], broker: "Broker | None") -> None:
+    """Wake a worker; one that is not told asks within seconds by itself."""
+    from esper.contracts import BlueprintState
+    from esper.tezzeret.service import submitted
+
+    if broker is None:
+        return
+    sender = f"{socket.gethostname()[:80]}-{os.getpid()}"
+    waiting = [record for record in records if record.state is BlueprintState.UNVALIDATED]
+    try:
+        with broker:
+            broker.publish([submitted(record, sender) for record in waiting])
+    except (EsperError, OSError) as error:
+        _not_announced(error)
+
+
+def _not_announced(error: Exception) -> None:
+    say(err, "yellow", f"not announced on the bus, which delays it by seconds: {error}")
+
+
+def _done(
+    store: "KernelLibrary", records: list["BlueprintRecord"], seconds: float
+) -> list["BlueprintRecord"]:
+    """The records, when none of them waits any longer, or the time is over."""
+    from esper.contracts import BlueprintState
+
+    ended = (BlueprintState.VALIDATED, BlueprintState.INVALID)
+    limit, delay = time.monotonic() + seconds, 0.05
+    while any(record.state not in ended for record in records):
+        if time.monotonic() >= limit:
+            break
+        time.sleep(delay)
+        delay = min(_LONGEST_WAIT, delay * 1.5)
+        records = [
+            record if record.state in ended else store.blueprint(record.blueprint_id)
+            for record in records
+        ]
+    return records
+
+
+def _found(
+    store: "KernelLibrary",
+    states: "tuple[BlueprintState, ...] | None",
+    name: str | None,
+    tags: list[str],
+    limit: int | None,
+) -> Iterator["BlueprintRecord"]:
+    """Blueprints, page after page."""
+    from esper.contracts import MOST_RESULTS, BlueprintQuery, explained
+
+    most, cursor = MOST_RESULTS if limit is None else min(limit, MOST_RESULTS), None
+    while True:
+        try:
+            query = BlueprintQuery(
+                states=states, name=name, tags=tuple(tags), limit=most, cursor=cursor
+            )
+        except ValidationError as error:
+            raise InputError(f"blueprints cannot be found by that: {explained(error)}") from error
+        page = store.blueprints(query)
+        yield from page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+
+
+def _one(store: "KernelLibrary", text: str) -> "BlueprintRecord":
+    """The blueprint whose id begins so.
+
+    Raises:
+        InputError: where there are several.
+        BlueprintNotFoundError: where there is none.
+    """
+    if len(text) == 64:
+        return store.blueprint(text)
+    found = [r for r in _found(store, None, None, [], None) if r.blueprint_id.startswith(text)]
+    if not found:
+        raise BlueprintNotFoundError(
+            f"the library holds no blueprint {text[:64]!r}: see esper blueprints list, or submit it"
+        )
+    if len(found) > 1:
+        listed = ", ".join(record.blueprint_id[:16] for record in found[:3])
+        raise InputError(f"several blueprints begin with {text!r}: {listed}; give more of the id")
+    return found[0]
+
+
+def _state(text: str) -> "BlueprintState":
+    from esper.contracts import BlueprintState
+
+    try:
+        return BlueprintState(text.lower())
+    except ValueError as error:
+        raise InputError(
+            f"there is no state {text[:40]!r}: expected one of {', '.join(BlueprintState)}"
+        ) from error
+
+
+def _facts(record: "BlueprintRecord") -> dict[str, str]:
+    def when(seconds: float) -> str:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
+
+    return {
+        "blueprint": record.blueprint_id,
+        "name": record.name,
+        "signature": str(record.signature),
+        "sizes": ", ".join(f"{key}={value}" for key, value in sorted(record.sizes.items())),
+        "seed": str(record.init_seed),
+        "priority": str(record.priority),
+        "tags": ", ".join(record.tags),
+        "state": record.state.value,
+        "tries": str(record.attempts),
+        "reason": record.reason,
+        "kernel": record.kernel_id or "",
+        "submitted": when(record.created),
+        "changed": when(record.changed),
+    }
+
+
+def _title(record: "BlueprintRecord") -> str:
+    return f"{record.name} {record.signature}, seed {record.init_seed}"
+
+
+def _print_ids(ids: Iterable[str]) -> None:
+    for each in ids:
+        out.print(each, highlight=False, soft_wrap=True)
+
+
+def _print_json(record: "BlueprintRecord") -> None:
+    text = json.dumps(record.model_dump(mode="json"))
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
