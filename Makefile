@@ -1,5 +1,9 @@
 # make demo   set up, then grow networks on two tasks and write a report
 # make test   set up, then run the tests
+# make up     set up, then a lab on this machine: PostgreSQL, Redis, S3, Urza, two workers; Ctrl-C
+#             ends it. LAB="--workers 4 --port redis=6400" gives it options
+# make down   end a lab that runs elsewhere, or what is left of one that was killed
+# make logs   follow what its servers say
 # make CUDA=1 ... installs jax's CUDA build as well
 
 PYTHON ?= python3
@@ -9,7 +13,7 @@ EXTRAS := all,dev$(if $(CUDA),$(comma)cuda)
 comma  := ,
 STAMP  := $(VENV)/.installed$(if $(CUDA),-cuda)
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check up down logs clean
 
 setup: $(STAMP)
 
@@ -31,6 +35,16 @@ check: setup
 	$(BIN)/ruff check
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+up: setup
+	@exec $(BIN)/python -m esper.lab up $(LAB)
+
+down: setup
+	@$(BIN)/python -m esper.lab down
+
+logs:
+	@test -d runs/lab/logs || { echo "there is no lab in runs/lab: make up brings one up" >&2; exit 1; }
+	@exec tail -n 20 -F runs/lab/logs/*.log
 
 clean:
 	rm -rf $(VENV) runs
