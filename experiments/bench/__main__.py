@@ -26,6 +26,8 @@ BENCHMARKS = (
     "compile",
     "training",
     "seeds",
+    "bus",
+    "urza",
 )
 
 Start = Callable[[Sequence[str]], int]
