@@ -2,7 +2,8 @@
 
 Runs are whole: `start_run`, with its ledger, its measurements and its checkpoints on the disk. In
 the middle of each, at its hooks, the framework's own loop trains the same host on the same batches
-for as many steps, twice over, so that what is compared is interleaved. The first steps of both are
+for as many steps, twice over, so that what is compared is interleaved; and anew in several builds,
+because where a network lies in memory is a part of its speed. The first steps of both are
 checked to have the same losses. Four comparisons and figures for each backend and network:
 
 - "no boundaries": the loop by itself, dormant; boundaries are so rare that the median leaves them
@@ -31,7 +32,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,11 +149,22 @@ class Turns:
             affordable = int(self._sampling.budget / seconds)
             self._rounds = min(self._rounds, max(self._sampling.least, affordable))
 
-    def row(self, name: str, target: float) -> Row:
-        """What was found."""
-        seconds = np.array(self.seconds)
-        bare, again, ours = (_timing(column, seconds[:, 0], self._steps) for column in seconds.T)
-        return Row(name, target, self._steps, bare, again, ours, rounds=len(seconds))
+
+def _row(turns: Sequence[Turns], name: str, target: float, steps: int) -> Row:
+    """What was found in all builds."""
+    seconds = np.array([times for own in turns for times in own.seconds])
+    bare, again, ours = (_timing(column, seconds[:, 0], steps) for column in seconds.T)
+    return Row(name, target, steps, bare, again, ours, rounds=len(seconds))
+
+
+def _shared_out(sampling: Sampling) -> Sampling:
+    """What is measured of each build: where a network lies in memory is a part of its speed."""
+    return dataclasses.replace(
+        sampling,
+        rounds=math.ceil(sampling.rounds / sampling.builds),
+        least=math.ceil(sampling.least / sampling.builds),
+        budget=sampling.budget / sampling.builds,
+    )
 
 
 def _timing(seconds: np.ndarray, reference: np.ndarray, steps: int) -> Timing:
@@ -182,7 +194,10 @@ def compare_steps(results: Results, settings: Settings, backend: str, work: Any,
     """The loop by itself."""
     from experiments.bench._training_loops import bare_loop, configure, make_data
 
-    task, sampling = make_data(work, settings.examples, settings.seed), settings.sampling
+    task, sampling = (
+        make_data(work, settings.examples, settings.seed),
+        _shared_out(settings.sampling),
+    )
     every = settings.stretch
     compared = min(_COMPARED, every)
     steps = every * (sampling.rounds + sampling.warmup + 2)
@@ -191,22 +206,27 @@ def compare_steps(results: Results, settings: Settings, backend: str, work: Any,
         "decide_every": 10 * every,
         "checkpoint_every": 10 * every * (steps // every),
     }
-    with _place() as place:
-        config = configure(backend, work, place.library, steps=steps, **values)
-        bare = bare_loop(task, config), bare_loop(task, config)
-        turns = Turns(bare, every, sampling, sampling.warmup)
-        losses: dict[str, float] = {}
+    losses: dict[str, float] = {}
 
-        def on_step(step: int, loss: Any) -> None:
-            if step + 1 == compared:
-                losses["bare"] = bare_loop(task, config)(0, compared)
-                losses["Tolaria"] = float(loss)
-            if (step + 1) % every == 0:
-                float(loss)  # waits for the device
-                turns.turn(step + 1)
+    def build() -> Turns:
+        with _place() as place:
+            config = configure(backend, work, place.library, steps=steps, **values)
+            bare = bare_loop(task, config), bare_loop(task, config)
+            turns = Turns(bare, every, sampling, sampling.warmup)
 
-        _train(place.folder / "run", config, task, stop=turns.over, on_step=on_step)
-    results.rows.append(turns.row(name, settings.steps_target))
+            def on_step(step: int, loss: Any) -> None:
+                if step + 1 == compared:
+                    losses["bare"] = bare_loop(task, config)(0, compared)
+                    losses["Tolaria"] = float(loss)
+                if (step + 1) % every == 0:
+                    float(loss)  # waits for the device
+                    turns.turn(step + 1)
+
+            _train(place.folder / "run", config, task, stop=turns.over, on_step=on_step)
+        return turns
+
+    turns = [build() for _ in range(sampling.builds)]
+    results.rows.append(_row(turns, name, settings.steps_target, every))
     same = math.isclose(losses["bare"], losses["Tolaria"], rel_tol=1e-3)
     title = f"{name}: loss of step {compared} as the bare loop's"
     results.checks.append(Check(title, "yes", "yes" if same else f"no, {losses}"))
@@ -222,38 +242,46 @@ def compare_boundaries(
 
     task = make_data(work, settings.examples, settings.seed)
     # What evaluation takes is known by the wall clock alone.
-    sampling = dataclasses.replace(settings.sampling, clock="wall")
+    sampling = _shared_out(dataclasses.replace(settings.sampling, clock="wall"))
     every, warmup = settings.window, min(2, sampling.warmup)
-    steps = settings.still + every * (sampling.rounds + warmup + 3)
+    # Torch trains as it did from the first step on.
+    still = settings.still if backend == "jax" else 0
+    steps = still + every * (sampling.rounds + warmup + 3)
     steps += -steps % settings.decide_every
     rhythm = {"decide_every": settings.decide_every, "checkpoint_every": steps}
-    with _place() as place:
-        config = configure(
-            backend, work, place.library,
-            steps=steps, controller="random", graft_probability=0.0, **rhythm,
-        )  # fmt: skip
-        bare: tuple[Any, Any]
-        if kernel:
-            library = Library(place.library)
-            ((site, (kernel_id,)),) = compile_kernels(config, library, task=task).items()
-            graft = {"site": site, "seed": 0, "kernel": kernel_id}
-            config = config.model_copy(update={"controller": "none"})
-            values = config.model_dump() | {"controller": "none", "initial_grafts": [graft]}
-            config = type(config).model_validate(values)
-            artifact = library.get(kernel_id)
-            bare = steps_alone(task, config, artifact), steps_alone(task, config, artifact)
-            library.close()
-        else:
-            bare = bare_loop(task, config), bare_loop(task, config)
-        turns = Turns(bare, every, sampling, warmup)
 
-        def on_boundary(row: Mapping[str, Any]) -> None:
-            if row["step"] > settings.still and row["step"] % every == 0:
-                turns.turn(row["step"], row["seconds"].get("evaluate", 0.0))
+    def build() -> Turns:
+        with _place() as place:
+            config = configure(
+                backend, work, place.library,
+                steps=steps, controller="random", graft_probability=0.0, **rhythm,
+            )  # fmt: skip
+            bare: tuple[Any, Any]
+            if kernel:
+                library = Library(place.library)
+                ((site, (kernel_id,)),) = compile_kernels(config, library, task=task).items()
+                graft = {"site": site, "seed": 0, "kernel": kernel_id}
+                config = config.model_copy(update={"controller": "none"})
+                values = config.model_dump() | {"controller": "none", "initial_grafts": [graft]}
+                config = type(config).model_validate(values)
+                artifact = library.get(kernel_id)
+                bare = steps_alone(task, config, artifact), steps_alone(task, config, artifact)
+                library.close()
+            else:
+                bare = bare_loop(task, config), bare_loop(task, config)
+            turns = Turns(bare, every, sampling, warmup)
 
-        _train(place.folder / "run", config, task, stop=turns.over, on_boundary=on_boundary)
-    results.rows.append(turns.row(name, settings.boundaries_target))
-    evaluation = float(np.median(turns.evaluations)) * settings.decide_every / every
+            def on_boundary(row: Mapping[str, Any]) -> None:
+                if row["step"] > still and row["step"] % every == 0:
+                    turns.turn(row["step"], row["seconds"].get("evaluate", 0.0))
+
+            _train(place.folder / "run", config, task, stop=turns.over, on_boundary=on_boundary)
+        return turns
+
+    turns = [build() for _ in range(sampling.builds)]
+    results.rows.append(_row(turns, name, settings.boundaries_target, every))
+    spent = [seconds for own in turns for seconds in own.evaluations]
+    evaluation = float(np.median(spent)) * settings.decide_every / every
     boundary = f"{name}: evaluation of {2 * len(task.validation)} examples at each boundary"
     results.figures.append(Figure(boundary, evaluation * 1e3, "ms"))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.bench._paired import Sampling
-from experiments.bench.training import Settings, Turns, measure
+from experiments.bench.training import Settings, Turns, _row, measure
 
 TINY = Sampling(rounds=2, builds=1, sample=1e-6, warmup=1, budget=0.0, least=2)
 SETTINGS = Settings(
@@ -78,7 +78,7 @@ def test_the_bare_loops_have_their_turns_and_evaluation_is_left_out():
     # The first turn begins Tolaria's time, the second is warm-up.
     assert len(turns.seconds) == 2
     assert turns.evaluations == [1_000.0, 1_000.0]
-    row = turns.row("work", 1.0)
+    row = _row([turns], "work", 1.0, 10)
     assert row.rounds == 2
     assert np.array(turns.seconds)[:, 2].max() < -999.0
     steps = [(first, last) for name, first, last in trained if name == "a"]
