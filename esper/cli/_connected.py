@@ -73,10 +73,15 @@ def library_at(
 
 
 def token_for(place: str, settings: "Settings | None") -> str | None:
-    """The token of a library; what is configured is for the address it stands beside alone."""
-    if settings is None or settings.library.where is None:
+    """The token of a library.
+
+    One that is configured beside an address is for that address alone; one without an address is
+    for whichever is named.
+    """
+    if settings is None:
         return None
-    if place.rstrip("/") != settings.library.where.rstrip("/"):
+    where = settings.library.where
+    if where is not None and place.rstrip("/") != where.rstrip("/"):
         return None
     return _value(settings.library.token)
 

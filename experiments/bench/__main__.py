@@ -26,8 +26,6 @@ BENCHMARKS = (
     "compile",
     "training",
     "seeds",
-    "bus",
-    "urza",
 )
 
 Start = Callable[[Sequence[str]], int]

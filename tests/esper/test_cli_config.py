@@ -182,6 +182,8 @@ def test_a_token_goes_to_the_address_that_it_stands_beside(place, token, tmp_pat
     (tmp_path / "here/esper.yaml").write_text('library: {where: "http://lab:8420", token: abc}\n')
     assert token_for(place, load_settings(None).settings) == token
     assert token_for(place, None) is None
+    (tmp_path / "here/esper.yaml").write_text("library: {token: abc}\n")
+    assert token_for(place, load_settings(None).settings) == "abc"
 
 
 def test_a_library_that_is_named_is_served_and_not_the_database_of_the_settings(
