@@ -6,9 +6,9 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, InvalidStateError, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any, cast
 from weakref import WeakSet
@@ -22,6 +22,8 @@ from esper.tezzeret._jobs import CompileJob, CompileLimits, CompileOutcome
 from esper.tezzeret._line import Line, Ticket, program_of
 from esper.tezzeret._own_kernel import first_line
 from esper.tezzeret._worker import OUT_OF_MEMORY, Done, Task, error_of, prepare, work
+
+_JOIN_SECONDS = 2.0
 
 Progress = Callable[[int, int, CompileOutcome], None]
 """Told after each job: how many are done, how many there are, and what became of this one."""
@@ -180,6 +182,7 @@ class CompilePool:
                             asked += 1
                         self._give_out(line, free, running)
                     ready, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
+                    ready |= _broken(running)
                 for future in ready:
                     worker, ticket = running.pop(future)
                     free.append(worker)
@@ -216,6 +219,8 @@ class CompilePool:
             measure=self._measure,
         )
         with _uninterrupted():
+            if worker.is_broken and not self._closed:
+                worker.renew()
             return worker.pool.schedule(work, args=[task], timeout=self.limits.wall_seconds)
 
     def _outcome(
@@ -259,6 +264,15 @@ class CompilePool:
             return CompileOutcome(job, None, told, attempt)
 
 
+def _broken(running: dict[Any, tuple["_Worker", Ticket]]) -> set[Any]:
+    """The jobs that nobody will tell of any more: they go as those whose process was killed."""
+    lost = {future for future, (worker, _) in running.items() if worker.is_broken}
+    for future in lost:
+        with suppress(InvalidStateError):
+            future.set_exception(ProcessExpired("the pool broke", code=-signal.SIGKILL))
+    return lost
+
+
 class _Call:
     """What was cancelled of one call of `compile`."""
 
@@ -272,13 +286,33 @@ class _Worker:
 
     def __init__(self, memory_bytes: int) -> None:
         self.program: Hashable = None
-        self.pool = ProcessPool(
+        self._memory_bytes = memory_bytes
+        self.pool = self._made()
+
+    def _made(self) -> ProcessPool:
+        return ProcessPool(
             max_workers=1,
             # Never fork: jax and obstore have threads.
             context=cast(Any, multiprocessing.get_context("spawn")),
             initializer=prepare,
-            initargs=[memory_bytes],
+            initargs=[self._memory_bytes],
         )
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether what makes its process anew has ended itself.
+
+        The process was then killed just where it was handed something.
+        """
+        return not self.pool.active
+
+    def renew(self) -> None:
+        """Have a process of a new pool from now on."""
+        with suppress(Exception):  # whatever is left of the old one
+            self.pool.stop()
+            self.pool.join(_JOIN_SECONDS)
+        self.program = None
+        self.pool = self._made()
 
 
 @contextmanager

@@ -102,3 +102,20 @@ def test_processes_end_with_who_asked_though_it_is_killed(tmp_path: Path):
     while _is_there(worker):
         assert time.monotonic() < limit, "it goes on though nobody waits for it"
         time.sleep(0.02)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_pool_whose_threads_have_ended_is_made_anew():
+    """A process that is killed just where it is handed a job takes the pool's threads along."""
+    with CompilePool() as pool:
+        (first,) = pool.compile([_job()])
+        assert first.artifact is not None
+        (worker,) = pool._workers
+        worker.pool._context.task_queue.put("no task")  # its scheduler ends
+        for _ in range(600):
+            if worker.is_broken:
+                break
+            time.sleep(0.05)
+        assert worker.is_broken
+        (second,) = pool.compile([_job(init_seed=1)])
+        assert second.artifact is not None, second.error
