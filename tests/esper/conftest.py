@@ -1,6 +1,7 @@
 """Real kernels, compiled once for the session of a worker."""
 
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,13 +50,14 @@ def library(tmp_path: Path, artifact: Artifact) -> Library:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def small_disk() -> Iterator[Callable[[int], Path]]:
     """A function that mounts a file system of so many KiB; skips where that is not allowed."""
     mounted: list[Path] = []
 
     def mount(kib: int) -> Path:
-        place = tmp_path / f"disk-{len(mounted)}"
-        place.mkdir()
+        # A server may be another user, who cannot enter pytest's own folders.
+        place = Path(tempfile.mkdtemp(prefix="esper-disk-"))
+        place.chmod(0o711)
         done = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(place)],
             capture_output=True,
@@ -63,6 +65,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
             check=False,
         )
         if done.returncode:
+            place.rmdir()
             pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
         mounted.append(place)
         return place
@@ -70,3 +73,4 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for place in mounted:
         subprocess.run(["umount", "-l", str(place)], check=True)
+        place.rmdir()

@@ -25,11 +25,16 @@ PATIENCE = 240.0
 
 
 class LabProcess:
-    """A lab's folder, and the process that keeps it up, if one does."""
+    """A lab's folder, and the process that keeps it up, if one does.
 
-    def __init__(self) -> None:
+    Args:
+        place: the folder that the lab's own is in; one of its own by default, removed at the end.
+    """
+
+    def __init__(self, place: Path | None = None) -> None:
+        self._is_ours = place is None
         # pytest's own folders can be entered by their owner alone.
-        self.place = Path(tempfile.mkdtemp(prefix="esper-lab-"))
+        self.place = Path(tempfile.mkdtemp(prefix="esper-lab-")) if place is None else place
         self.place.chmod(0o711)
         self.folder = LabFolder(self.place / "lab")
         self.ports = {name: free_port() for name in ("postgres", "redis", "s3", "urza")}
@@ -53,7 +58,8 @@ class LabProcess:
         if self._process is not None:
             self._process.wait(PATIENCE)
             self._reader.join(PATIENCE)
-        shutil.rmtree(self.place)
+        if self._is_ours:
+            shutil.rmtree(self.place)
 
     @property
     def process(self) -> "subprocess.Popen[str]":

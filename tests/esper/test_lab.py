@@ -248,30 +248,25 @@ def test_a_full_disk_is_said_before_anything_is_made(own_lab, small_disk):
     assert not (place / "lab" / "postgres").exists()
 
 
-def test_a_disk_that_fills_while_the_lab_is_up(own_lab, small_disk):
+def test_a_disk_that_fills_while_the_lab_is_up(small_disk):
+    needs_servers()
     place = small_disk(256 << 10)
-    own_lab.place.rmdir()
-    own_lab.place.symlink_to(place)
-    for path in (place, place.parent, place.parent.parent, place.parent.parent.parent):
-        if path != Path("/tmp"):
-            path.chmod(0o711)
-    own_lab.up("--stores")
-    put_all(own_lab, "before")
-    filler = place / "filler"
-    with filler.open("wb") as file:
-        try:
-            while file.write(b"\0" * (1 << 20)):
-                file.flush()
-        except OSError:
-            pass
-    os.kill(own_lab.marks()["redis"].pid, signal.SIGKILL)
-    own_lab.hear("Redis (was ended|cannot be started)")
-    filler.unlink()
-    own_lab.hear("Redis is up again")
-    assert all_kept(own_lab) == [{"before"}] * 3
-    assert own_lab.end() == 0
-    own_lab.place.unlink()
-    own_lab.place.mkdir()
+    with LabProcess(place) as lab:
+        lab.up("--stores")
+        put_all(lab, "before")
+        filler = place / "filler"
+        with filler.open("wb") as file:
+            try:
+                while file.write(b"\0" * (1 << 20)):
+                    file.flush()
+            except OSError:
+                pass
+        os.kill(lab.marks()["redis"].pid, signal.SIGKILL)
+        lab.hear("Redis (was ended|cannot be started)")
+        filler.unlink()
+        lab.hear("Redis is up again")
+        assert all_kept(lab) == [{"before"}] * 3
+        assert lab.end() == 0
 
 
 def test_the_process_that_supervises_is_a_small_one():

@@ -42,7 +42,9 @@ def verdicts(tmp_path: Path) -> Iterator[VerdictStore]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_trusted() -> Iterator[None]:
+def nothing_trusted(artifact: Artifact) -> Iterator[None]:
+    # The session's kernel is asked for: were it first compiled within a test here, it would be
+    # forgotten with what that test trusted.
     kernels, programs = set(_trust._KERNELS), set(_trust._PROGRAMS)
     distrust_all()
     yield
