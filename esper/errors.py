@@ -19,7 +19,7 @@ KasminaException               (from the core, with its own subclasses)
     ├── LedgerError            the record of a run is damaged
     ├── CheckpointError        a checkpoint is damaged or missing
     │   └── CheckpointMismatchError  it holds another structure (in esper.checkpoints)
-    ├── Interrupted            exit 130: asked to stop, and saved (in esper.tolaria)
+    ├── Interrupted            exit 130: asked to stop, and saved
     └── InputError             exit 2: what was asked for is not valid
         ├── BlueprintError     a blueprint is unknown, malformed or does not fit
         ├── SchemaVersionError something was written by a newer version of Esper
@@ -100,6 +100,10 @@ class LedgerError(EsperError):
 
 class CheckpointError(EsperError):
     """A run's checkpoint is damaged or missing."""
+
+
+class Interrupted(EsperError):
+    """A run was asked to stop; it is saved and can be resumed. Commands exit 130."""
 
 
 class InputError(EsperError):

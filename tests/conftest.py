@@ -32,6 +32,10 @@ QUICK_XLA = (
 if jax.__version_info__[:2] == (0, 10):  # XLA aborts the process for a flag that it does not know
     os.environ.setdefault("XLA_FLAGS", QUICK_XLA)
 
+# Tracing makes many small objects, and jax is called at each collection: Python's own thresholds,
+# which are for smaller heaps, take a sixth of the time.
+gc.set_threshold(20_000, 20, 20)
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "allow")
 

@@ -14,8 +14,12 @@ EXACT = (
     "tests/functional/test_failures_and_health.py",
     "tests/functional/test_lifecycle.py",
     "tests/esper/test_steps_at_once.py",
-    # Optimised, the one takes as long as all others.
+    # Optimised, these take as long as all others.
     "--deselect=tests/functional/test_dormant_programs.py::test_the_training_step[transformer]",
+    "--deselect=tests/esper/test_steps_at_once.py::test_the_steps_are_the_same[grammar-adam]",
+    "--deselect=tests/esper/test_steps_at_once.py::test_the_steps_are_the_same[grammar-sgd]",
+    "--deselect=tests/esper/test_steps_at_once.py::test_the_steps_are_the_same[shapes-adam]",
+    "--deselect=tests/esper/test_steps_at_once.py::test_the_steps_are_the_same[shapes-sgd]",
 )
 
 

@@ -18,7 +18,6 @@ from esper.tolaria._retrain import Retrained, retrain_run
 from esper.tolaria._run_folder import RunFolder, has_run, open_run
 from esper.tolaria._study import Study, create_study, is_study, open_study
 from esper.tolaria._trainee import Evaluation, Optimisation, Rates, Trainee
-from esper.tolaria._trainer import Interrupted
 from esper.tolaria.tasks import TASKS, Task, batch_indices, initial_host, load_task
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "GrowConfig",
     "Hooks",
     "InitialGraft",
-    "Interrupted",
     "Optimisation",
     "Rates",
     "Replay",

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from esper.contracts import KernelSignature
+from esper.errors import Interrupted
 from esper.tezzeret import compile_blueprint, kernel_recipe, load_blueprint
-from esper.tolaria._trainer import Interrupted
 from esper.urza import Library
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.checkpoints import checkpoint_steps, load_checkpoint, tree_digest
-from esper.errors import InputError, LedgerError
+from esper.errors import InputError, Interrupted, LedgerError
 from esper.nissa import OF_THE_PROCESS, read_metrics
 from esper.oona import InProcessBus
 from esper.tolaria._build import check_task, make_trainee, make_trainer
@@ -17,7 +17,6 @@ from esper.tolaria._hooks import Hooks
 from esper.tolaria._ledger import MARK, ROLLBACK, Entry, Ledger, read_ledger
 from esper.tolaria._measured import check_measurements
 from esper.tolaria._run_folder import RunFolder, open_run
-from esper.tolaria._trainer import Interrupted
 from esper.tolaria.tasks import Task
 from esper.urza import Library
 

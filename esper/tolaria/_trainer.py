@@ -19,7 +19,7 @@ import numpy as np
 
 from esper.cache import KernelCache
 from esper.checkpoints import CheckpointWriter, checkpoint_steps, tree_digest
-from esper.errors import EsperError
+from esper.errors import Interrupted
 from esper.nissa import MeasurementsDigest
 from esper.oona import Bus, InProcessBus, Topic
 from esper.tamiyo import (
@@ -54,10 +54,6 @@ FLOPS_PER_STEP = 3
 
 _MOST_STEPS = 1_000
 """Steps that are trained one by one before it is asked again whether several may be at once."""
-
-
-class Interrupted(EsperError):
-    """The run was asked to stop; it is saved and can be resumed."""
 
 
 class _Held(NamedTuple):

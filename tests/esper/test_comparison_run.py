@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from esper.errors import EsperError, InputError, LedgerError, RunFolderError
-from esper.tolaria import Interrupted, open_run
+from esper.errors import EsperError, InputError, Interrupted, LedgerError, RunFolderError
+from esper.tolaria import open_run
 from esper.tolaria.comparison import (
     Compared,
     Comparison,

@@ -9,12 +9,11 @@ import pytest
 
 from esper.checkpoints import checkpoint_steps, load_checkpoint, tree_digest
 from esper.checkpoints._manifest import step_place
-from esper.errors import EsperError, InputError, LedgerError
+from esper.errors import EsperError, InputError, Interrupted, LedgerError
 from esper.nissa import MeasurementsDigest, read_metrics
 from esper.tolaria import (
     DivergedError,
     Hooks,
-    Interrupted,
     branch_run,
     make_trainee,
     open_run,
@@ -26,6 +25,7 @@ from esper.tolaria import (
 )
 from esper.tolaria import _grow as growing
 from esper.tolaria._ledger import Ledger
+from tests.depth import depth
 from tests.esper.runs import EVENTFUL, UNSTEADY, config, entries, measured
 
 BACKENDS = ["jax", "torch"]
@@ -140,7 +140,7 @@ def test_any_stretch_trained_again_is_the_record(eventful, unsteady, backend):
     for run in (eventful[backend], unsteady[backend]):
         before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
         stretches = [(0, 240), (0, 5), (239, 240), (40, 80)]
-        while len(stretches) < 8:
+        while len(stretches) < depth(5, 20):
             first, last = sorted(random.integers(0, 241, 2).tolist())
             if first < last:
                 stretches.append((first, last))

@@ -15,14 +15,33 @@ def _loaded(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import esper", "import esper; esper.__version__", "import esper.contracts"]
+    "statement",
+    [
+        "import esper",
+        "import esper; esper.__version__",
+        "import esper.contracts, esper.errors, esper.logs, esper.oona, esper.settings",
+        "import esper_functional; esper_functional.KasminaException",
+    ],
 )
-def test_importing_esper_pulls_in_neither_torch_nor_jax(statement):
-    assert not _loaded(statement) & {"torch", "jax", "jaxlib", "equinox"}
+def test_what_computes_nothing_pulls_in_neither_torch_nor_jax(statement):
+    assert not _loaded(statement) & {"torch", "jax", "jaxlib", "equinox", "numpy"}
+
+
+def test_the_core_has_its_names_from_the_first_that_is_asked_for():
+    import esper_functional
+    from esper_functional import _api
+
+    for name in _api.__all__:
+        assert getattr(esper_functional, name) is getattr(_api, name)
+    assert set(_api.__all__) <= set(dir(esper_functional))
+    assert esper_functional.__all__ == _api.__all__
+    for name in ("sead", "_sead", "__sead__"):
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'"):
+            getattr(esper_functional, name)
 
 
 def test_the_core_and_the_jax_face_do_not_import_torch():
-    assert "torch" not in _loaded("import esper_functional, esper_adapters.equinox")
+    assert "torch" not in _loaded("import esper_adapters.equinox; from esper_functional import *")
 
 
 def test_a_face_imports_its_own_framework_alone():
@@ -65,7 +84,7 @@ def test_the_core_imports_nothing_but_what_it_may():
     root = Path(__file__).parents[2] / "functional" / "esper_functional"
     allowed = {"esper_functional", "jax", "jaxtyping", "numpy"} | set(sys.stdlib_module_names)
     effects = {"logging", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
-    for path in root.glob("*.py"):
+    for path in root.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names = {alias.name.split(".")[0] for alias in node.names}

@@ -6,9 +6,9 @@
 import numpy as np
 import pytest
 
+from esper.errors import Interrupted
 from esper.tolaria import (
     Hooks,
-    Interrupted,
     _jax_stretch,
     _jax_trainee,
     resume_run,

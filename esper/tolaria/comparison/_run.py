@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from esper.errors import InputError
+from esper.errors import InputError, Interrupted
 from esper.tolaria._build import check_batch, growing_rows, make_trainee, task_of
 from esper.tolaria._grow import compile_kernels
 from esper.tolaria._run_folder import has_run
-from esper.tolaria._trainer import Interrupted
 from esper.tolaria.comparison._arm_config import check_configs, treatment_config
 from esper.tolaria.comparison._asked import Comparison, read_asked, write_asked
 from esper.tolaria.comparison._judge import judge

@@ -13,8 +13,7 @@ from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event as Flag
 from pathlib import Path
 
-from esper.errors import EsperError
-from esper.tolaria._trainer import Interrupted
+from esper.errors import EsperError, Interrupted
 from esper.tolaria.comparison._asked import Comparison
 from esper.tolaria.comparison._seed import Tell, run_seed
 
