@@ -1,6 +1,5 @@
 """Publishing in batches: one call of the broker for many messages, and a bound on what waits."""
 
-import contextlib
 import dataclasses
 import random
 import threading
@@ -38,7 +37,9 @@ class PublisherStatistics:
     failures: int
     """Calls of the broker that failed and were made again."""
     last_error: str
-    """What the last of them said; empty where there was none."""
+    """What the last of them, or of those that rejected a message, said; empty where none did."""
+    rejected: int
+    """Messages that the broker refused by themselves, which are not published."""
 
 
 class BatchingPublisher:
@@ -46,7 +47,9 @@ class BatchingPublisher:
 
     A batch goes when it has `max_messages` or `max_bytes`, or its first message has waited for
     `max_seconds`. While the broker cannot be reached or is full, the batch is tried again and the
-    rest waits; nothing is dropped. A context manager, which closes it.
+    rest waits. A batch that a full stream refuses is halved, as it may be larger than the stream.
+    Only a message that the broker refuses by itself is dropped; `statistics` counts it as rejected.
+    A context manager, which closes it.
 
     Args:
         broker: what publishes; it stays open.
@@ -91,7 +94,7 @@ class BatchingPublisher:
         """Messages, their bytes, and since when they wait."""
         self._bytes = 0
         self._taken = self._published = self._batches = 0
-        self._blocked = self._refused = self._failures = 0
+        self._blocked = self._refused = self._failures = self._rejected = 0
         self._last_error = ""
         self._flushed = 0
         """So many messages are not to wait for a batch to be full."""
@@ -106,7 +109,7 @@ class BatchingPublisher:
         with self._changed:
             return PublisherStatistics(
                 len(self._queue), self._bytes, self._published, self._batches, self._blocked,
-                self._refused, self._failures, self._last_error,
+                self._refused, self._failures, self._last_error, self._rejected,
             )  # fmt: skip
 
     @property
@@ -159,7 +162,7 @@ class BatchingPublisher:
             raise BusError("this publisher was closed; make another one")
 
     def flush(self, timeout_seconds: float = 30.0) -> None:
-        """Return when the broker has taken all that was published before.
+        """Return when the broker has taken or rejected all that was published before.
 
         Raises:
             BusError: where it has not in so many seconds; what waits goes on waiting.
@@ -206,26 +209,44 @@ class BatchingPublisher:
 
     def _run(self) -> None:
         pause = _SHORTEST_PAUSE
-        while (batch := self._next()) is not None:
+        at_once = self._max_messages
+        split = 0  # so many messages, the oldest, go by fewer at once than a batch may have
+        while (batch := self._next(at_once)) is not None:
+            count = len(batch)
             try:
                 self._broker.publish(batch)
-            except InputError as error:
-                # It was looked at when it came; this broker is of another opinion.
-                self._fail(error)
-                self._publish_each(batch)
-                self._done(len(batch))
             except EsperError as error:
-                self._fail(error)
-                self._rest(pause * random.uniform(0.5, 1.0))
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                if isinstance(error, InputError) and count == 1:
+                    # It was looked at when it came; this broker is of another opinion.
+                    self._reject(error)
+                else:
+                    self._fail(error)
+                    if count > 1 and isinstance(error, InputError | BusFullError):
+                        # One of them is the cause, or fewer find room.
+                        at_once = 1 if isinstance(error, InputError) else count // 2
+                        split = max(split, count)
+                        self._keep_due(split)
+                    else:
+                        self._rest(pause * random.uniform(0.5, 1.0))
+                        pause = min(2 * pause, _LONGEST_PAUSE)
+                    continue
             else:
-                pause = _SHORTEST_PAUSE
-                self._done(len(batch))
+                self._done(count)
+            pause = _SHORTEST_PAUSE
+            split = max(0, split - count)
+            if not split:
+                at_once = self._max_messages
 
-    def _publish_each(self, batch: list[OonaMessage]) -> None:
-        for message in batch:
-            with contextlib.suppress(InputError):
-                self._broker.publish([message])
+    def _keep_due(self, count: int) -> None:
+        with self._changed:
+            self._flushed = max(self._flushed, self._gone() + count)
+
+    def _reject(self, error: Exception) -> None:
+        with self._changed:
+            self._bytes -= self._queue.popleft()[1]
+            self._rejected += 1
+            self._last_error = str(error)
+            self._changed.notify_all()
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
@@ -244,8 +265,8 @@ class BatchingPublisher:
         with self._changed:
             self._changed.wait_for(lambda: self._abandoned, seconds)
 
-    def _next(self) -> list[OonaMessage] | None:
-        """The next batch, which stays in the queue; None at the end."""
+    def _next(self, at_once: int) -> list[OonaMessage] | None:
+        """The next batch of so many at most, which stays in the queue; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing)
             if self._abandoned or not self._queue:
@@ -258,7 +279,7 @@ class BatchingPublisher:
             size = 0
             for message, own, _ in self._queue:
                 size += own
-                if len(batch) == self._max_messages or (batch and size > self._max_bytes):
+                if len(batch) == at_once or (batch and size > self._max_bytes):
                     break
                 batch.append(message)
             return batch

@@ -37,8 +37,13 @@ class Subscription:
 
     def drain(self) -> list[Message]:
         """All messages waiting, oldest first."""
-        waiting = list(self._queue)
-        self._queue.clear()
+        waiting: list[Message] = []
+        # One at a time, as another thread may add some, or drain it too, at any moment.
+        for _ in range(len(self._queue)):
+            try:
+                waiting.append(self._queue.popleft())
+            except IndexError:
+                break
         return waiting
 
 

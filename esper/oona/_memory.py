@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 from esper.contracts import Topic
 from esper.oona._broker import Full, Place
@@ -101,7 +101,7 @@ class MemoryStore:
         self.changes += 1
         self.changed.notify_all()
 
-    def join(self, member: Member, held: Collection[Place]) -> "MemorySeat":
+    def join(self, member: Member, held: MutableMapping[Place, int]) -> "MemorySeat":
         """See `Store.join`."""
         with self.changed:
             for topic in member.topics:
@@ -197,7 +197,9 @@ class MemoryStore:
 class MemorySeat:
     """A `Seat` in a group of this process."""
 
-    def __init__(self, store: MemoryStore, member: Member, held: Collection[Place]) -> None:
+    def __init__(
+        self, store: MemoryStore, member: Member, held: MutableMapping[Place, int]
+    ) -> None:
         self.slots: frozenset[Slot] = frozenset()
         self._store = store
         self._member = member
@@ -228,6 +230,8 @@ class MemorySeat:
         reading = self._store.streams[topic].readings[member.group]
         cursor = reading.cursors[partition]
         for place in cursor.returned(member.token):
+            if len(found) == most:
+                return True
             attempts = cursor.pending[place][0]
             if place not in cursor.partition.entries:
                 del cursor.pending[place]
@@ -238,7 +242,7 @@ class MemorySeat:
                 if found and alone:
                     return False
                 found.append(cursor.deliver(topic, partition, place, member.token))
-                if alone or len(found) == most:
+                if alone:
                     return True
         while (place := cursor.next_for(member.group)) is not None:
             if len(found) == most:
@@ -280,7 +284,11 @@ class MemorySeat:
             leases,
             store.partitions,
             {each.token for each in reading.members.values()},
-            {place.partition for place in self._held if place.topic == topic},
+            {
+                place.partition
+                for place, attempt in self._held.items()
+                if attempt and place.topic == topic
+            },
             now,
         )
         self._until = soonest(self._until, member.token, leases.values(), reading.members.values())
@@ -288,12 +296,21 @@ class MemorySeat:
             cursor = reading.cursors[partition]
             if cursor.lease is None or cursor.lease.token != member.token:
                 cursor.moved = True
+                self._forget(topic, partition, cursor)
             cursor.lease = lease
         for partition in shares.free:
             reading.cursors[partition].lease = None
         if shares.free:
             store.changed_hands()
         return shares
+
+    def _forget(self, topic: Topic, partition: int, cursor: Cursor) -> None:
+        """Note what is another's by now, or done with, of a partition that it gets again."""
+        for place in self._held:
+            if (place.topic, place.partition) == (topic, partition):
+                _, token = cursor.pending.get(int(place.position), (0, ""))
+                if token != self._member.token:
+                    self._held[place] = 0
 
     def settle(self, places: Sequence[Place], outcome: Outcome, reason: str) -> list[Place]:
         """See `Seat.settle`."""

@@ -1,6 +1,9 @@
 """A broker on a Redis server: for any number of processes of any number of machines."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import redis
 
 from esper.contracts import Topic
 from esper.errors import InputError
@@ -24,7 +27,8 @@ class RedisBroker(StoredBroker):
         url: `redis://[USER:PASSWORD@]HOST:PORT/NUMBER`, or `rediss://…` over TLS.
         name: of the bus; a server may have several.
         capacity: messages that a topic holds at most.
-        full: what a topic does that holds so many of which some group has not acknowledged one.
+        full: what a topic does that holds so many of which some group has not acknowledged one, or
+            for which the server has no memory.
         partitions: of each topic: how many consumers of a group can share it. 8 by default.
         timeout_seconds: how long one answer may take.
         patience_seconds: for how long a call is made again while the server cannot be reached.
@@ -91,14 +95,25 @@ class RedisStore:
             for topic, partition, message_id, body, _ in records
             for value in (topic.value, partition, message_id, body)
         ]
-        self._check(self._server.run("publish", self._capacity, self._full, *values))
+        self._add("publish", {record.topic for record in records}, values)
 
-    def _check(self, answer: list[bytes]) -> None:
+    def _add(self, script: str, topics: Collection[Topic], values: Sequence[Any]) -> list[Any]:
+        answer = self._server.patiently(lambda: self._add_once(script, topics, values))
         if answer[0] == b"FULL":
             _, topic, length, count = answer
             raise full_stream(Topic(topic.decode()), int(length), int(count), self._capacity)
+        return answer
 
-    def join(self, member: Member, held: Collection[Place]) -> RedisSeat:
+    def _add_once(self, script: str, topics: Collection[Topic], values: Sequence[Any]) -> Any:
+        while True:
+            try:
+                return self._server.run_once(script, self._capacity, self._full, *values)
+            except redis.OutOfMemoryError:
+                # Memory comes back by blocks of messages, so that it may take some calls.
+                if not self._server.run_once("free", self._full, *sorted(topics)):
+                    raise
+
+    def join(self, member: Member, held: MutableMapping[Place, int]) -> RedisSeat:
         """See `Store.join`."""
         seat = RedisSeat(self._server, self._name, member, held, self._capacity, self._clock)
         seat.join()
@@ -106,7 +121,9 @@ class RedisStore:
 
     def letters(self, topic: Topic | None, limit: int) -> list[StoredLetter]:
         """See `Store.letters`."""
-        rows = self._server.run("letters", limit, "" if topic is None else topic.value)
+        # Not those of topics that only a newer version knows, which may use this bus too.
+        topics = Topic if topic is None else (topic,)
+        rows = self._server.run("letters", limit, *(each.value for each in topics))
         return [
             StoredLetter(
                 int(number), Topic(own.decode()), group.decode(), reason.decode(), int(attempts),
@@ -122,9 +139,8 @@ class RedisStore:
             for number, record in letters.items()
             for value in (number, record.topic.value, record.partition, record.body)
         ]
-        answer = self._server.run("redrive", self._capacity, self._full, *values)
-        self._check(answer)
-        return int(answer[1])
+        topics = {record.topic for record in letters.values()}
+        return int(self._add("redrive", topics, values)[1])
 
     def remove_group(self, group: str) -> None:
         """See `Store.remove_group`."""
@@ -135,8 +151,11 @@ class RedisStore:
         now = "" if self._clock is None else repr(1e3 * self._clock())
         topics: list[TopicStatistics] = []
         groups: list[GroupStatistics] = []
+        known = {topic.value.encode(): topic for topic in Topic}
         for name, length, dropped, dead, own in self._server.run("statistics", now):
-            topic = Topic(name.decode())
+            topic = known.get(name)
+            if topic is None:  # of a newer version, which may use this bus too
+                continue
             topics.append(TopicStatistics(topic, length, dropped, dead))
             groups += [GroupStatistics(group.decode(), topic, *counts) for group, *counts in own]
         return BusStatistics(tuple(topics), tuple(groups))

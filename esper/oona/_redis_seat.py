@@ -2,13 +2,13 @@
 
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 from esper.contracts import Topic
 from esper.oona._broker import Place
 from esper.oona._redis_server import Server
-from esper.oona._store import EXHAUSTED, Member, Outcome, Slot, Taken
+from esper.oona._store import ALONE, EXHAUSTED, Member, Outcome, Slot, Taken
 from esper.oona._stored_consumer import replaced
 
 _PAUSE = 0.02
@@ -26,7 +26,7 @@ class RedisSeat:
         server: Server,
         name: str,
         member: Member,
-        held: Collection[Place],
+        held: MutableMapping[Place, int],
         capacity: int,
         clock: Callable[[], float] | None,
     ) -> None:
@@ -82,11 +82,24 @@ class RedisSeat:
             self._until = self._now() + left / 1e3
             self._renewed = self._now()
             self.slots = frozenset([_slot(each) for each in (*slots, *drained)])
+            self._forget()
         self._readable = {_slot(each): each[2].decode() for each in slots}
         self._moved = {_slot(each) for each in moved}
         return [
             Taken(Place(*_slot(each), each[2].decode()), int(each[3]), each[4]) for each in found
         ]
+
+    def _forget(self) -> None:
+        """Note what comes alone and is another's by now, or done with."""
+        for place in [place for place, attempt in self._held.items() if attempt >= ALONE]:
+            stream = f"{self._name}:{place.topic.value}:p{place.partition}"
+            rows = self._server.patiently(
+                lambda stream=stream, at=place.position: self._server.client.xpending_range(
+                    stream, self._member.group, at, at, 1
+                )
+            )
+            if [row["consumer"] for row in rows] != [self._member.token.encode()]:
+                self._held[place] = 0
 
     def _note_doubt(self) -> None:
         self._doubt = True

@@ -29,6 +29,8 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 _SHORTEST_PAUSE = 0.02
 _LONGEST_PAUSE = 1.0
+_WITHOUT_MEMORY = frozenset({"forget", "free", "join", "leave", "open", "settle", "take"})
+"""Scripts that a server runs whose memory is full: they write little, and make room in the end."""
 _AWAY = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.ReadOnlyError)
 """Of a server that may be there again soon."""
 
@@ -50,6 +52,7 @@ class Server:
         self, url: str, name: str, timeout_seconds: float, patience_seconds: float
     ) -> None:
         self._name = name
+        self._partitions = 0
         self._patience = patience_seconds
         self.timeout = timeout_seconds
         try:
@@ -61,10 +64,16 @@ class Server:
                 retry=Retry(NoBackoff(), 0),
                 decode_responses=False,
             )
-        except ValueError as error:
+            # What redis-py does not know of a URL it says where it connects, as a TypeError.
+            pool = self.client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)
+        except (TypeError, ValueError):
+            # Not in its words, which may hold a part of the password.
             raise InputError(
-                f"this is no URL of a Redis server: {error}; write redis://HOST:PORT/NUMBER"
-            ) from error
+                "this is no URL of a Redis server: expected a host, a port that is a number, and"
+                " options that redis-py knows; write redis://HOST:PORT/NUMBER, and in a password"
+                " %2F for /, %3F for ?, %23 for #, %40 for @ and %25 for %"
+            ) from None
         self._scripts: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -95,8 +104,11 @@ class Server:
                 text = "\n".join(
                     (folder / f"{part}.lua").read_text("utf-8") for part in ("common", script)
                 )
+                if script in _WITHOUT_MEMORY:
+                    text = f"#!lua flags=allow-oom\n{text}"
                 self._scripts[script] = self.client.register_script(text)
-        return self._scripts[script](args=[self._name, *arguments])
+        bus = (self._name, self._partitions, SCHEMA_VERSION)
+        return self._scripts[script](args=[*bus, *arguments])
 
     def patiently(self, call: Callable[[], T], doubt: Callable[[], None] = lambda: None) -> T:
         """Call again, with pauses that differ, until the server answers; raises as `run`.
@@ -143,23 +155,15 @@ class Server:
             SchemaVersionError: for a bus that a newer version of Esper made.
         """
         self.patiently(self._check_server)
-        settings = f"{self._name}:settings"
-
-        def begin() -> tuple[int, int]:
-            with self.client.pipeline() as pipeline:
-                pipeline.hsetnx(settings, "partitions", str(partitions))
-                pipeline.hsetnx(settings, "version", str(SCHEMA_VERSION))
-                pipeline.hmget(settings, ["partitions", "version"])
-                there, version = pipeline.execute()[-1]
-            return int(there), int(version)
-
-        there, version = self.patiently(begin)
+        self._partitions = partitions
+        there, version = map(int, self.run("open"))
         if version != SCHEMA_VERSION:
             raise SchemaVersionError(
                 f"the bus {self._name!r} on {self.where} has schema version {version}, and this"
                 f" version of Esper knows version {SCHEMA_VERSION}: it was made by a newer one."
                 " Update Esper here, or begin a bus of another name."
             )
+        self._partitions = there
         return there
 
     def _check_server(self) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -83,7 +83,7 @@ class SqliteStore:
                 self._streams.append(self._connection, self.partitions, batch) for batch in batches
             ]
 
-    def join(self, member: Member, held: Collection[Place]) -> SqliteSeat:
+    def join(self, member: Member, held: MutableMapping[Place, int]) -> SqliteSeat:
         """See `Store.join`."""
         with self._database.errors():
             connection = self._database.connect()
@@ -99,12 +99,15 @@ class SqliteStore:
 
     def letters(self, topic: Topic | None, limit: int) -> list[StoredLetter]:
         """See `Store.letters`."""
+        # A newer Esper that writes to the file may have topics that this one does not know.
+        topics = tuple(Topic) if topic is None else (topic,)
+        marks = ", ".join("?" * len(topics))
         with self._turn, self._database.errors():
             rows = self._connection.execute(
                 "SELECT letter, topic, grp, reason, attempts, at, body FROM letters"
-                " JOIN topics USING (number) WHERE ?1 IS NULL OR topic = ?1"
-                " ORDER BY letter LIMIT ?2",
-                (topic, limit),
+                f" JOIN topics USING (number) WHERE topic IN ({marks})"
+                " ORDER BY letter LIMIT ?",
+                (*topics, limit),
             ).fetchall()
         return [StoredLetter(row[0], Topic(row[1]), *row[2:]) for row in rows]
 

@@ -27,8 +27,11 @@ _APPLICATION = 0x4F6F6E61
 """By which a file is known as one of these."""
 _BUSY_SECONDS = 30.0
 _LONGEST_PAUSE = 0.002
-_CHECKPOINT_PAGES = 4_000
-"""Of the log that are written before they are copied to their places, which waits for the disk."""
+_CHECKPOINT_PAGES = 400
+"""Of the log that are written before they are copied to their places, which waits for the disk.
+
+Ten times as many take a tenth off the time of a message, and hold up one in fifty by 15 to 30 ms.
+"""
 
 _SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;

@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 
 from esper.contracts import Topic
@@ -28,7 +28,7 @@ class SqliteSeat:
         turn: threading.Lock,
         streams: Streams,
         member: Member,
-        held: Collection[Place],
+        held: MutableMapping[Place, int],
         clock: Callable[[], float],
     ) -> None:
         self.slots: frozenset[Slot] = frozenset()
@@ -86,7 +86,7 @@ class SqliteSeat:
     def _take(self, slot: Slot, most: int, found: list[Taken]) -> bool:
         """Add what one partition has; whether this is all for now."""
         number = self._number(slot)
-        if slot in self._moved:
+        while slot in self._moved:
             room = most - len(found)
             rows = self._connection.execute(
                 "SELECT pending.position, attempts, body FROM pending"
@@ -112,35 +112,37 @@ class SqliteSeat:
                     found.append(Taken(Place(*slot, position), attempts + 1, body))
                     if alone:
                         return True
-            if len(rows) == room:
-                return len(found) == most or self._take(slot, most, found)
-            self._moved.discard(slot)
+            if len(found) == most:
+                return True
+            if len(rows) < room:
+                self._moved.discard(slot)
         return self._take_new(slot, number, most, found)
 
     def _take_new(self, slot: Slot, number: int, most: int, found: list[Taken]) -> bool:
         positions = self._sittings[slot[0]].positions
-        group, room = self._member.group, most - len(found)
-        rows = self._connection.execute(
-            "SELECT position, only, body FROM messages"
-            " WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
-            (positions[slot[1]], places_of(number)[1], room),
-        ).fetchall()
-        if not rows:
-            return False
-        mine = [(position, body) for position, only, body in rows if only in (None, group)]
-        self._connection.executemany(
-            "INSERT INTO pending VALUES (?, ?, 1, ?)",
-            [(group, position, self._member.token) for position, _ in mine],
-        )
-        positions[slot[1]] = rows[-1][0]
-        self._connection.execute(
-            "UPDATE cursors SET position = ? WHERE grp = ? AND slot = ?",
-            (rows[-1][0], group, number),
-        )
-        found += [Taken(Place(*slot, position), 1, body) for position, body in mine]
-        if len(rows) == room and len(mine) < room:
-            return self._take_new(slot, number, most, found)
-        return len(found) == most
+        group = self._member.group
+        while room := most - len(found):
+            rows = self._connection.execute(
+                "SELECT position, only, body FROM messages"
+                " WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
+                (positions[slot[1]], places_of(number)[1], room),
+            ).fetchall()
+            if not rows:
+                return False
+            mine = [(position, body) for position, only, body in rows if only in (None, group)]
+            self._connection.executemany(
+                "INSERT INTO pending VALUES (?, ?, 1, ?)",
+                [(group, position, self._member.token) for position, _ in mine],
+            )
+            positions[slot[1]] = rows[-1][0]
+            self._connection.execute(
+                "UPDATE cursors SET position = ? WHERE grp = ? AND slot = ?",
+                (rows[-1][0], group, number),
+            )
+            found += [Taken(Place(*slot, position), 1, body) for position, body in mine]
+            if len(rows) < room:
+                return False
+        return True
 
     def _number(self, slot: Slot) -> int:
         return self._sittings[slot[0]].number * self._database.partitions + slot[1]
@@ -170,7 +172,11 @@ class SqliteSeat:
         before = set(self._readable)
         sittings: dict[Topic, Sitting] = {}
         for topic in self._member.topics:
-            held = {place.partition for place in self._held if place.topic == topic}
+            held = {
+                place.partition
+                for place, attempt in self._held.items()
+                if attempt and place.topic == topic
+            }
             sittings[topic] = sit(
                 self._connection, self._database.partitions, self._member, topic, held, now
             )
@@ -185,6 +191,10 @@ class SqliteSeat:
         self.slots = frozenset(self._readable) | drained
         taken = {(topic, p) for topic, own in sittings.items() for p in own.shares.take}
         self._moved |= taken | (set(self._readable) - before)
+        for place in self._held:
+            slot = (place.topic, place.partition)
+            if slot in taken and self._token(place) != self._member.token:
+                self._held[place] = 0
         self._sat, self._until = now, min(own.until for own in sittings.values())
         self._seen = changes(self._connection) if settled else -1
 

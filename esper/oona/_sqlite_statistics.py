@@ -10,10 +10,13 @@ from esper.oona._statistics import BusStatistics, GroupStatistics, TopicStatisti
 
 def statistics(connection: sqlite3.Connection, partitions: int, now: float) -> BusStatistics:
     """Count what is there."""
+    marks = ", ".join("?" * len(Topic))
     rows = connection.execute(
         "SELECT topic, number, length, dropped,"
         " (SELECT count(*) FROM letters WHERE letters.number = topics.number)"
-        " FROM topics ORDER BY topic"
+        # A newer Esper that writes to the file may have topics that this one does not know.
+        f" FROM topics WHERE topic IN ({marks}) ORDER BY topic",
+        tuple(Topic),
     ).fetchall()
     topics = [TopicStatistics(Topic(topic), *own) for topic, _, *own in rows]
     groups = [

@@ -1,6 +1,6 @@
 """What a store of messages is asked for; what all brokers have in common is built on it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 from zlib import crc32
@@ -85,7 +85,11 @@ class Seat(Protocol):
         ...
 
     def take(self, most: int) -> list[Taken]:
-        """Messages that are for this member now; see `Consumer.receive`."""
+        """Messages that are for this member now; see `Consumer.receive`.
+
+        Args:
+            most: how many at most; with 0 it sees to its share alone.
+        """
         ...
 
     def settle(self, places: Sequence[Place], outcome: Outcome, reason: str) -> list[Place]:
@@ -122,11 +126,13 @@ class Store(Protocol):
         """See `Broker.publish`."""
         ...
 
-    def join(self, member: Member, held: Collection[Place]) -> Seat:
+    def join(self, member: Member, held: MutableMapping[Place, int]) -> Seat:
         """See `Broker.consumer`.
 
         Args:
-            held: the places of what the member took and did not settle, kept up by the caller.
+            held: the places of what the member took and did not settle, with the attempts, kept up
+                by the caller. A seat that gets a partition again sets to 0 what is not the
+                member's own there any more.
         """
         ...
 

@@ -22,7 +22,9 @@ class StoredConsumer:
     def __init__(self, store: Store, member: Member) -> None:
         self._member = member
         self._held: dict[Place, int] = {}
-        """What was delivered and not settled, and for which time."""
+        """What was delivered and not settled, and for which time; 0 where it was lost meanwhile."""
+        self._unreadable: list[tuple[Place, str]] = []
+        """What is to become a dead letter, and why."""
         self._seat = store.join(member, self._held)
         self._lock = threading.Lock()
         self._settled = threading.Event()
@@ -43,27 +45,55 @@ class StoredConsumer:
         while True:
             with self._lock:
                 self._check_open("receive")
+                # Before all else: one of them that has to be alone would hold up everything.
+                self._bury()
                 alone = self._alone()
                 if alone:
                     self._settled.clear()
-                    self._seat.renew()
+                    # Its lease may have run out, and the message be another's, or done with.
+                    self._look()
+                    alone = self._alone()
                 found = [] if alone else self._take(most)
             left = until - time.monotonic()
             if found or left <= 0.0:
                 return found
             wait = self._settled.wait if alone else self._seat.wait
-            wait(min(left, pause))
+            try:
+                wait(min(left, pause))
+            except EsperError:
+                # What was closed by another thread cannot be waited for any more.
+                self._check_open("receive")
+                raise
 
     def _take(self, most: int) -> list[Delivery]:
         while True:
             taken = self._seat.take(most)
             found, unreadable = _read(taken)
             self._held.update((each.place, each.attempt) for each in taken)
-            for place, reason in unreadable:
-                self._seat.settle([place], Outcome.DEAD, reason)
-                del self._held[place]
+            self._unreadable += unreadable
+            try:
+                self._bury()
+            except EsperError:
+                # What was found is this member's by now, and would come to nobody else. The next
+                # call tries again, and says what is wrong if it still is.
+                if not found:
+                    raise
             if found or not unreadable:
                 return found
+
+    def _bury(self) -> None:
+        while self._unreadable:
+            place, reason = self._unreadable[0]
+            self._seat.settle([place], Outcome.DEAD, reason)
+            del self._unreadable[0]
+            self._held.pop(place, None)
+
+    def _look(self) -> None:
+        """See to its share, and take nothing."""
+        self._seat.take(0)
+        for place in self._held:
+            if (place.topic, place.partition) not in self._seat.slots:
+                self._held[place] = 0
 
     def _alone(self) -> bool:
         slots = self._seat.slots

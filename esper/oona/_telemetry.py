@@ -14,7 +14,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from esper.contracts import OonaMessage, Topic
-from esper.errors import InputError
+from esper.errors import BusFullError, InputError
 from esper.oona._broker import Broker
 from esper.oona._bus import Bus, InProcessBus, Subscription
 
@@ -102,7 +102,7 @@ class TelemetryBus:
         self._counting = threading.RLock()
         self._published = self._failures = 0
         self._sending: list[OonaMessage] = []
-        self._singly = False
+        self._at_once = max_messages
         self._last_error = ""
         self._closing = threading.Event()
         self._until = float("inf")
@@ -216,25 +216,40 @@ class TelemetryBus:
 
     def _send(self) -> bool:
         """Publish the batch; whether the broker was there to take it or to refuse it."""
-        count = 1 if self._singly else len(self._sending)
+        batch = self._sending
+        count = min(self._at_once, len(batch))
         try:
-            self._broker.publish(self._sending[:count])
+            self._broker.publish(batch[:count])
         except InputError as error:
             self._last_error = str(error)
             if count > 1:
                 # One of them is the cause.
-                self._singly = True
+                self._at_once = 1
                 return True
-            self._drop(DropReason.MALFORMED, 1)
+            self._sent(batch, count, refused=True)
         except Exception as error:
             self._failures += 1
             self._last_error = str(error)
+            if count > 1 and isinstance(error, BusFullError):
+                # Fewer may find room: the batch may be larger than the stream.
+                self._at_once = count // 2
+                return True
             return False
         else:
-            self._published += count
-        self._sending = self._sending[count:]
-        self._singly = self._singly and bool(self._sending)
+            self._sent(batch, count, refused=False)
         return True
+
+    def _sent(self, batch: list[OonaMessage], count: int, *, refused: bool) -> None:
+        with self._counting:
+            if self._sending is not batch:  # closing has counted it as dropped meanwhile
+                return
+            if refused:
+                self._drop(DropReason.MALFORMED, count)
+            else:
+                self._published += count
+            self._sending = batch[count:]
+            if not self._sending:
+                self._at_once = self._max_messages
 
 
 def _message(

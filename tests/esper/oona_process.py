@@ -72,6 +72,7 @@ def read(consumer, log: int, chance: random.Random, wait: float) -> int:
     now = time.monotonic_ns()
     lines = [f"{now} {d.attempt} {d.message.key} {d.message.payload['n']}\n" for d in got]
     os.write(log, "".join(lines).encode())
+    came = len(got)
     if chance.random() < 0.1:
         back = len(got) // 2
         # The newer half, so that what has one key stays in order.
@@ -80,7 +81,7 @@ def read(consumer, log: int, chance: random.Random, wait: float) -> int:
     if chance.random() < 0.2:
         time.sleep(chance.random() * 0.02)
     consumer.acknowledge(got)
-    return len(got)
+    return came
 
 
 def start(number: int, url: str, folder: Path, seed: int) -> int:

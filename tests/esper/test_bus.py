@@ -1,3 +1,6 @@
+import sys
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +32,27 @@ def test_a_full_queue_drops_the_oldest_and_counts():
     assert [m.payload["i"] for m in slow.drain()] == [3, 4]
     assert slow.dropped == 3
     assert len(quick.drain()) == 5
+
+
+def test_what_is_drained_by_another_thread_is_all_there():
+    bus = InProcessBus()
+    subscription = bus.subscribe(Topic.METRICS, capacity=200_000)
+    writer = threading.Thread(
+        target=lambda: [bus.publish(Topic.METRICS, {"i": i}) for i in range(50_000)]
+    )
+    got = []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        writer.start()
+        while writer.is_alive():
+            got += subscription.drain()
+        writer.join()
+    finally:
+        sys.setswitchinterval(interval)
+    got += subscription.drain()
+    assert [m.payload["i"] for m in got] == list(range(50_000))
+    assert subscription.dropped == 0
 
 
 def test_the_names_of_the_bus():

@@ -1,6 +1,8 @@
 """What every broker promises, tried with each of them."""
 
 import re
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -265,6 +267,63 @@ def test_from_the_third_delivery_on_a_message_comes_alone(broker):
     assert consumer.receive() == []
 
 
+def lapsed(kind, broker):
+    """A consumer whose lease ran out when it had a message that comes alone."""
+    slow = broker.consumer("a", [TOPIC], lease_seconds=10.0)
+    broker.publish([message(0)])
+    for _ in range(2):
+        slow.give_back(slow.receive())
+    held = slow.receive()
+    assert [each.attempt for each in held] == [3]
+    kind.clock.advance(11.0)
+    return slow, held
+
+
+@pytest.mark.parametrize("settle", ["acknowledge", "reject"])
+def test_one_who_lost_a_message_that_comes_alone_goes_on_when_another_is_done(kind, broker, settle):
+    slow, held = lapsed(kind, broker)
+    with broker.consumer("a", [TOPIC]) as other:
+        getattr(other, settle)(other.receive(), *(["no"] if settle == "reject" else []))
+    broker.publish([message(1)])
+    assert values(slow.receive()) == [1]
+    slow.acknowledge(held)
+
+
+def test_one_whose_lease_ran_out_and_whose_message_nobody_took_has_it_alone(kind, broker):
+    slow, held = lapsed(kind, broker)
+    broker.publish([message(1)])
+    assert slow.receive() == []
+    slow.acknowledge(held)
+    assert values(slow.receive()) == [1]
+
+
+def test_one_who_lost_a_message_that_comes_alone_goes_on_with_its_share(kind, broker):
+    slow, held = lapsed(kind, broker)
+    other = broker.consumer("a", [TOPIC], lease_seconds=100.0)
+    taken = other.receive()
+    assert [each.attempt for each in taken] == [4]
+    for consumer in (slow, other, slow):
+        assert consumer.receive() == []
+    with pytest.raises(LeaseLostError):
+        slow.acknowledge(held)
+    broker.publish(messages(40, keys=20, first=1))
+    own = drained(slow)
+    assert 0 < len(own) < 40
+    other.close()
+    assert sorted(own + drained(slow)) == list(range(41))
+
+
+def test_one_who_lost_a_message_that_comes_alone_may_have_its_partition_again(kind, broker):
+    slow, _ = lapsed(kind, broker)
+    other = broker.consumer("a", [TOPIC], lease_seconds=100.0)
+    taken = other.receive()
+    assert slow.receive() == []
+    other.acknowledge(taken)
+    other.close()
+    broker.publish([message(1)])
+    assert values(slow.receive()) == [1]
+
+
 def test_a_rejected_message_is_a_dead_letter_of_its_group_with_the_reason(broker):
     one, other = broker.consumer("one", [TOPIC]), broker.consumer("other", [TOPIC])
     broker.publish(messages(2))
@@ -291,6 +350,25 @@ def test_a_letter_that_is_redriven_comes_again_to_its_group_alone(broker):
     assert [letter.message.payload["value"] for letter in broker.dead_letters()] == [1]
     one.acknowledge(got)
     assert broker.statistics().group("other", TOPIC).lag == 0
+
+
+def test_any_number_of_letters_for_another_group_is_passed_over(broker):
+    one, other = broker.consumer("one", [TOPIC]), broker.consumer("other", [TOPIC])
+    broker.publish(messages(1100))
+    one.reject(one.receive(2000), "not now")
+    other.acknowledge(other.receive(2000))
+    assert broker.redrive(broker.dead_letters(limit=2000)) == 1100
+    broker.publish(messages(1, first=1100))
+    assert values(other.receive(1)) == [1100]
+    assert values(one.receive(2000)) == list(range(1101))
+
+
+def test_any_number_of_messages_may_have_been_delivered_too_often(broker):
+    consumer = broker.consumer("a", [TOPIC], max_deliveries=1)
+    broker.publish(messages(1101))
+    consumer.give_back(consumer.receive(1100))
+    assert values(consumer.receive(1)) == [1100]
+    assert broker.statistics().dead == 1100
 
 
 def test_dead_letters_come_oldest_first_up_to_a_limit(broker):
@@ -461,8 +539,6 @@ def test_a_dead_letter_says_why_it_cannot_be_read(kind, broker, body, reason):
 
 
 def test_waiting_ends_when_something_is_published(broker):
-    import threading
-
     consumer = broker.consumer("a", [TOPIC])
     found = []
     reader = threading.Thread(target=lambda: found.append(consumer.receive(wait_seconds=60.0)))
@@ -471,6 +547,26 @@ def test_waiting_ends_when_something_is_published(broker):
     reader.join(30.0)
     assert not reader.is_alive()
     assert values(found[0]) == [0]
+
+
+def test_one_that_is_closed_while_it_waits_says_so(broker):
+    consumer = broker.consumer("a", [TOPIC], lease_seconds=0.4)
+    told: list[BusError] = []
+
+    def wait() -> None:
+        try:
+            consumer.receive(wait_seconds=60.0)
+        except BusError as error:
+            told.append(error)
+
+    reader = threading.Thread(target=wait)
+    reader.start()
+    # It may be closed before it waits, and says the same then.
+    time.sleep(0.05)
+    consumer.close()
+    reader.join(30.0)
+    assert not reader.is_alive()
+    assert "cannot receive: it was closed; join the group again" in str(told[0])
 
 
 def test_statistics_tell_lengths_lags_and_who_is_there(kind, broker):

@@ -3,10 +3,12 @@
 KILLED_ROUNDS says how many rounds of killing there are; 200 make a thorough look.
 """
 
+import contextlib
 import json
 import os
 import random
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from esper.contracts import Topic
 from esper.errors import AccessDeniedError, BusError, InputError, ServiceUnavailableError
 from esper.oona import BatchingPublisher, RedisBroker, SqliteBroker, TelemetryBus, open_broker
-from tests.esper.oona_brokers import TOPIC, message, messages, values
+from tests.esper.oona_brokers import TOPIC, SqliteKind, message, messages, values
 from tests.esper.servers._redis import start_redis
 from tests.esper.tcp_proxy import Proxy
 
@@ -165,12 +168,57 @@ def test_a_server_that_keeps_nothing_is_joined_again(tmp_path):
             broker.publish(messages(3))
             held = consumer.receive(2)
             broker._store._server.client.flushall()
-            broker._store._server.client.hset("esper:settings", "partitions", "8")
             broker.publish(messages(3, first=10))
             consumer.acknowledge(held)
             assert values(consumer.receive()) == [10, 11, 12]
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("first", ["receive", "consumer", "publish", "statistics"])
+def test_whoever_calls_first_a_server_that_kept_nothing_has_a_whole_bus(redis_url, first):
+    import redis
+
+    with RedisBroker(redis_url, partitions=3) as broker, redis.Redis.from_url(redis_url) as client:
+        consumer = broker.consumer("a", [TOPIC])
+        broker.publish(messages(1))
+        client.flushdb()
+        calls = {
+            "receive": consumer.receive,
+            "consumer": lambda: broker.consumer("b", [TOPIC]).close(),
+            "publish": lambda: broker.publish(messages(1)),
+            "statistics": broker.statistics,
+        }
+        for call in (calls.pop(first), *calls.values()):
+            call()
+        assert broker.statistics().group("a", TOPIC).consumers == 1
+        with RedisBroker(redis_url) as other:
+            assert other._store.partitions == 3
+            other.publish(messages(1, first=1))
+        assert values(consumer.receive())[-1:] == [1]
+
+
+def test_topics_that_a_newer_version_brought_to_a_bus_are_left_out(redis_url):
+    import redis
+
+    with RedisBroker(redis_url) as broker, redis.Redis.from_url(redis_url) as client:
+        consumer = broker.consumer("a", [TOPIC])
+        broker.publish(messages(1))
+        consumer.reject(consumer.receive(), "no")
+        before = broker.statistics()
+        letters = broker.dead_letters()
+        assert len(letters) == 1
+        # As a newer version leaves them.
+        client.sadd("esper:topics", "training.dreams")
+        client.hset("esper:training.dreams:meta", "length", "1")
+        client.zadd("esper:training.dreams:letters", {"7": 7.0})
+        client.hset(
+            "esper:letter:7",
+            mapping={"topic": "training.dreams", "group": "a", "reason": "no", "attempts": 1,
+                     "at": "1.0", "body": "{}"},
+        )  # fmt: skip
+        assert broker.statistics() == before
+        assert broker.dead_letters() == letters
 
 
 def test_a_server_that_lets_nobody_in_is_said_without_the_password(tmp_path):
@@ -208,6 +256,90 @@ def test_a_server_without_memory_refuses_and_loses_nothing(tmp_path):
             assert values(consumer.receive()) == [0, 1, 2]
     finally:
         server.stop()
+
+
+@pytest.fixture
+def small_server(tmp_path):
+    """A server with room for about 70 messages of `large`."""
+    import redis
+
+    server = start_redis(tmp_path, fsync="everysec")
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            used = client.info("memory")["used_memory"]
+            client.config_set("maxmemory", str(used + 1_500_000))
+        yield server
+    finally:
+        server.stop()
+
+
+def large(number, topic=TOPIC):
+    return message([number, "x" * 20_000], f"key-{number % 3}", topic)
+
+
+def numbers(deliveries):
+    return [number for number, _ in values(deliveries)]
+
+
+@pytest.mark.parametrize("full", ["drop", "refuse"])
+def test_what_all_have_acknowledged_makes_room_in_a_server_without_memory(small_server, full):
+    with RedisBroker(small_server.url, full=full) as broker:
+        consumer = broker.consumer("a", [TOPIC])
+        for number in range(250):
+            broker.publish([large(number)])
+            got = consumer.receive()
+            assert numbers(got) == [number]
+            consumer.acknowledge(got)
+        found = broker.statistics()
+        assert found.dropped == 0
+        assert 1 <= found.length < 150
+
+
+def test_a_server_that_is_full_of_unread_messages_goes_on_when_they_are_read(small_server):
+    with RedisBroker(small_server.url, full="refuse") as broker:
+        with broker.consumer("a", [TOPIC]):
+            pass
+        count = 0
+
+        def fill() -> None:
+            nonlocal count
+            for count in range(1000):
+                broker.publish([large(count)])
+
+        with pytest.raises(
+            BusError, match=r"refuses \(.*maxmemory.*\): look at its log, its memory"
+        ):
+            fill()
+        assert 20 < count < 150
+        # All that a reader does, from its opening of the bus on, works where there is no room.
+        with RedisBroker(small_server.url) as other:
+            consumer = other.consumer("a", [TOPIC])
+            consumer.give_back(consumer.receive(4))
+            got = consumer.receive(1000)
+            consumer.renew()
+            assert sorted(numbers(got)) == list(range(count))
+            consumer.reject(got[:1], "no")
+            consumer.acknowledge(got[1:])
+            assert other.redrive(other.dead_letters()) == 1
+            again = consumer.receive()
+            assert numbers(again) == numbers(got[:1])
+            consumer.acknowledge(again)
+            other.remove_group("none")
+        broker.publish([large(count)])
+        assert broker.statistics().dropped == 0
+
+
+def test_a_bus_that_drops_makes_room_by_the_oldest_of_its_topic(small_server):
+    with RedisBroker(small_server.url) as broker:
+        consumer = broker.consumer("a", [TOPIC, Topic.HEALTH])
+        broker.publish([large(-1, Topic.HEALTH)])
+        for number in range(200):
+            broker.publish([large(number)])
+        found = broker.statistics()
+        assert found.topic(Topic.HEALTH).dropped == 0
+        left = 200 - found.topic(TOPIC).dropped
+        assert 20 < left < 150
+        assert sorted(numbers(consumer.receive(1000))) == [-1, *range(200 - left, 200)]
 
 
 def test_telemetry_does_not_wait_for_a_server_that_does_not_answer(proxy):
@@ -248,6 +380,56 @@ def test_a_full_disk_refuses_and_loses_nothing(small_disk):
         assert [each.message.payload["value"][0] for each in got] == list(range(taken + 1))
 
 
+@pytest.fixture
+def refusing(tmp_path):
+    """A bus on a file that takes no dead letters, and how it is made to take them again."""
+    path = tmp_path / "bus.sqlite"
+    kind = SqliteKind(path)
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        broker = kind.open()
+        refuse = "BEFORE INSERT ON letters BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        other.execute(f"CREATE TRIGGER refuse {refuse}")
+        yield kind, broker, lambda: other.execute("DROP TRIGGER refuse")
+    kind.close()
+
+
+def test_a_message_that_cannot_be_buried_costs_no_other_and_is_buried_later(refusing):
+    kind, broker, allow = refusing
+    consumer = broker.consumer("a", [TOPIC])
+    broker.publish([message(0)])
+    kind.spoil(broker, TOPIC, "", b"no JSON")
+    broker.publish([message(2)])
+    got = consumer.receive()
+    assert values(got) == [0, 2]
+    consumer.acknowledge(got)
+    broker.publish([message(3)])
+    with pytest.raises(BusError, match="no room"):
+        consumer.receive()
+    assert broker.statistics().group("a", TOPIC).pending == 1
+    allow()
+    got = consumer.receive()
+    assert values(got) == [3]
+    consumer.acknowledge(got)
+    assert [letter.body for letter in broker.dead_letters()] == [b"no JSON"]
+    assert broker.statistics().group("a", TOPIC).pending == 0
+
+
+def test_a_message_that_cannot_be_buried_for_the_third_time_holds_nothing_up_for_ever(refusing):
+    kind, broker, allow = refusing
+    broker.consumer("a", [TOPIC]).close()
+    kind.spoil(broker, TOPIC, "", b"no JSON")
+    for _ in range(2):
+        with broker.consumer("a", [TOPIC]) as early, pytest.raises(BusError, match="no room"):
+            early.receive()
+    consumer = broker.consumer("a", [TOPIC])
+    with pytest.raises(BusError, match="no room"):
+        consumer.receive()
+    broker.publish([message(1)])
+    allow()
+    assert values(consumer.receive()) == [1]
+    assert [letter.attempts for letter in broker.dead_letters()] == [3]
+
+
 def test_a_consumer_on_a_full_disk_goes_on_when_there_is_room(small_disk):
     place = small_disk(2048)
     with SqliteBroker(place / "bus.sqlite") as broker:
@@ -285,8 +467,6 @@ def _fill(path: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_bus_is_left_as_it_is(tmp_path, content, match):
-    import sqlite3
-
     path = tmp_path / "other"
     if content is None:
         with sqlite3.connect(path) as other:
@@ -302,8 +482,6 @@ def test_a_file_that_is_no_bus_is_left_as_it_is(tmp_path, content, match):
 
 
 def test_a_bus_of_a_newer_version_is_refused(tmp_path, redis_url):
-    import sqlite3
-
     import redis
 
     from esper.errors import SchemaVersionError
@@ -320,6 +498,21 @@ def test_a_bus_of_a_newer_version_is_refused(tmp_path, redis_url):
         client.hset("mine:settings", "version", "7")
     with pytest.raises(SchemaVersionError, match=r"'mine' on .* version 7, .* knows version 1"):
         RedisBroker(redis_url, name="mine")
+
+
+def test_topics_of_a_newer_version_are_left_out_of_what_a_file_tells(tmp_path):
+    path = tmp_path / "bus.sqlite"
+    with SqliteBroker(path) as broker:
+        consumer = broker.consumer("a", [TOPIC])
+        broker.publish(messages(1))
+        consumer.reject(consumer.receive(), "no")
+        with contextlib.closing(sqlite3.connect(path)) as newer, newer:
+            newer.execute("INSERT INTO topics (number, topic) VALUES (99, 'future.topic')")
+            newer.execute("INSERT INTO cursors VALUES ('a', 99 * 8, 0, '', 0, 0)")
+            newer.execute("INSERT INTO letters VALUES (0, 99, 'a', 'no', 1, 0, x'')")
+        assert [own.topic for own in broker.statistics().topics] == [TOPIC]
+        assert [own.topic for own in broker.statistics().groups] == [TOPIC]
+        assert [letter.topic for letter in broker.dead_letters(limit=1)] == [TOPIC]
 
 
 def test_a_bus_has_the_partitions_that_it_began_with(tmp_path, redis_url):
@@ -347,12 +540,20 @@ def test_two_buses_of_one_server_know_nothing_of_each_other(redis_url):
         ("sqlite:", "sqlite: names no bus"),
         ("redis:host", "redis: names no bus"),
         ("redis://host:port/0", "no URL of a Redis server: .*; write redis://HOST:PORT/NUMBER"),
+        ("redis://localhost:1/0?foo=1", "no URL of a Redis server: .* options that redis-py knows"),
         ("sqlite:bus?sync=full", "asks for sync: a bus on a file knows synchronous=full alone"),
     ],
 )
 def test_a_url_that_names_no_bus_is_refused(url, match):
     with pytest.raises(InputError, match=match):
         open_broker(url)
+
+
+def test_a_password_that_is_written_wrongly_is_not_said():
+    with pytest.raises(InputError, match="in a password %2F for /") as caught:
+        open_broker("redis://user:dark/secret@host")
+    assert caught.value.__cause__ is None
+    assert "dark" not in str(caught.value)
 
 
 def test_urls_name_buses(tmp_path, redis_url):

@@ -166,6 +166,76 @@ def test_closing_while_the_bus_is_away_says_what_is_left_and_keeps_it():
         publisher.publish(message(4))
 
 
+class Choosy(Gate):
+    """It refuses a value, and after that is away for some calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away_for = 0
+
+    def publish(self, messages: Sequence[OonaMessage]) -> None:
+        if self.away_for:
+            self.away_for -= 1
+            raise AWAY
+        if any(each.payload["value"] == "bad" for each in messages):
+            if len(messages) > 1:
+                self.away_for = 2
+            raise MessageError("not here")
+        super().publish(messages)
+
+
+def test_a_message_that_is_rejected_is_counted_apart_and_the_others_go_though_the_bus_is_away():
+    broker = Choosy()
+    publisher = BatchingPublisher(broker, max_messages=4, max_seconds=3600.0)
+    for each in (0, 1, "bad", 2):
+        publisher.publish(message(each))
+    eventually(lambda: publisher.statistics.waiting == 0)
+    found = publisher.statistics
+    assert (found.published, found.rejected, found.failures) == (3, 1, 3)
+    assert found.waiting_bytes == 0
+    publisher.close()
+    assert read(broker) == [0, 1, 2]
+
+
+def test_a_batch_larger_than_a_stream_that_refuses_goes_in_parts():
+    broker = Gate(capacity=3, full="refuse")
+    consumer = broker.consumer("reader", [TOPIC], start="all", name="reader")
+    publisher = BatchingPublisher(broker, max_messages=8, max_seconds=3600.0)
+    for each in messages(8):
+        publisher.publish(each)
+    found: list[object] = []
+
+    def all_came() -> bool:
+        got = consumer.receive(1000)
+        found.extend(values(got))
+        consumer.acknowledge(got)
+        return len(found) == 8
+
+    eventually(all_came)
+    publisher.close()
+    assert found == list(range(8))
+    assert publisher.statistics.published == 8
+
+
+def test_telemetry_larger_than_a_stream_that_refuses_goes_in_parts():
+    broker = Gate(capacity=3, full="refuse")
+    consumer = broker.consumer("reader", [TOPIC], start="all", name="reader")
+    found: list[object] = []
+    with TelemetryBus(broker, sender_id="run", max_seconds=0.01) as bus:
+        for i in range(8):
+            bus.publish(TOPIC, {"value": i})
+
+        def all_came() -> bool:
+            got = consumer.receive(1000)
+            found.extend(values(got))
+            consumer.acknowledge(got)
+            return len(found) == 8
+
+        eventually(all_came)
+    assert found == list(range(8))
+    assert (bus.statistics.published, bus.statistics.dropped) == (8, {})
+
+
 def test_a_publisher_refuses_what_is_no_message_at_once():
     with BatchingPublisher(MemoryBroker()) as publisher:
         with pytest.raises(MessageError, match="carries OonaMessage, got dict"):
@@ -284,6 +354,9 @@ def test_telemetry_that_is_closed_while_the_bus_hangs_ends_and_counts():
     bus.close(0.1)
     assert bus.statistics.dropped == {DropReason.CLOSED: 1}
     broker.open.set()
+    bus._thread.join(30.0)
+    assert (bus.statistics.published, bus.statistics.waiting) == (0, 0)
+    assert bus.statistics.dropped == {DropReason.CLOSED: 1}
 
 
 def test_what_several_threads_tell_is_published_or_counted():

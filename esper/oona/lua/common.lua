@@ -1,4 +1,6 @@
--- What the scripts of a bus share. All of a bus lies under one name, ARGV[1]:
+-- What the scripts of a bus share; the first three of ARGV are the name of the bus, and the number
+-- of partitions and the schema version that it is to have where it has none. All of it lies under
+-- the name:
 --   NAME:settings, NAME:topics, NAME:changes, NAME:letter and NAME:letter:NUMBER;
 --   NAME:TOPIC:pN (streams), :ids, :meta, :groups, :letters;
 --   NAME:TOPIC:GROUP:members and :leases, both of "token until seconds", times in milliseconds.
@@ -25,8 +27,15 @@ local function now_of(given)
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
+-- A server that keeps nothing has lost them when it starts again: they are written once more.
 local function partitions_of_bus()
-  return tonumber(redis.call('HGET', NAME .. ':settings', 'partitions'))
+  local settings = NAME .. ':settings'
+  local partitions, version = unpack(redis.call('HMGET', settings, 'partitions', 'version'))
+  if not (partitions and version) then
+    redis.call('HSETNX', settings, 'partitions', ARGV[2])
+    redis.call('HSETNX', settings, 'version', ARGV[3])
+  end
+  return tonumber(partitions or ARGV[2])
 end
 
 local function changed()
@@ -94,7 +103,8 @@ local function unsettled(topic, partition)
   return first
 end
 
-local function free_acknowledged(topic, partitions, excess)
+-- At most so many of each partition.
+local function free_acknowledged(topic, partitions, most)
   if redis.call('SCARD', key(topic, 'groups')) == 0 then
     return
   end
@@ -103,7 +113,6 @@ local function free_acknowledged(topic, partitions, excess)
       local first = unsettled(topic, partition)
       if first then
         local to = (first.exclusive and '(' or '') .. first.id
-        local most = excess + FREED_AT_ONCE
         remove(topic, partition,
           redis.call('XRANGE', stream(topic, partition), '-', to, 'COUNT', most))
       end
@@ -162,7 +171,7 @@ local function append(records, capacity, refusing)
     for topic, count in pairs(counts) do
       local excess = length_of(topic) + count - capacity
       if excess > 0 then
-        free_acknowledged(topic, partitions, excess)
+        free_acknowledged(topic, partitions, excess + FREED_AT_ONCE)
         if length_of(topic) + count > capacity then
           return { 'FULL', topic, length_of(topic), count }
         end
@@ -186,7 +195,7 @@ local function append(records, capacity, refusing)
     redis.call('SADD', NAME .. ':topics', topic)
     local length = redis.call('HINCRBY', key(topic, 'meta'), 'length', count)
     if length > capacity then
-      free_acknowledged(topic, partitions, length - capacity)
+      free_acknowledged(topic, partitions, length - capacity + FREED_AT_ONCE)
       length = length_of(topic)
       if length > capacity then
         drop_oldest(topic, partitions, length - capacity)
@@ -218,12 +227,13 @@ local function begin(topic, group, start)
   if redis.call('SISMEMBER', key(topic, 'groups'), group) == 1 then
     return
   end
-  redis.call('SADD', NAME .. ':topics', topic)
-  redis.call('SADD', key(topic, 'groups'), group)
+  -- A group is known only once it has its streams: what fails on the way is done again.
   for partition = 0, partitions_of_bus() - 1 do
     redis.call('XGROUP', 'CREATE', stream(topic, partition), group,
       start == 'new' and '$' or '0', 'MKSTREAM')
   end
+  redis.call('SADD', NAME .. ':topics', topic)
+  redis.call('SADD', key(topic, 'groups'), group)
 end
 
 local function lease_of(text)

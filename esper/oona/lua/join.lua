@@ -1,5 +1,5 @@
--- ARGV: name, what is asked. Come into a group, under the name of whoever was there before.
-local ask = cjson.decode(ARGV[2])
+-- ARGV from 4: what is asked. Come into a group, under the name of whoever was there before.
+local ask = cjson.decode(ARGV[4])
 local now = now_of(ask.now)
 for _, topic in ipairs(ask.topics) do
   begin(topic, ask.group, ask.start)

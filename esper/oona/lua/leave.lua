@@ -1,5 +1,5 @@
--- ARGV: name, what is asked. Go, and leave everything to the others.
-local ask = cjson.decode(ARGV[2])
+-- ARGV from 4: what is asked. Go, and leave everything to the others.
+local ask = cjson.decode(ARGV[4])
 for _, topic in ipairs(ask.topics) do
   local name = key(topic, ask.group .. ':members')
   local own = redis.call('HGET', name, ask.name)

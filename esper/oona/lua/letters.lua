@@ -1,11 +1,10 @@
--- ARGV: name, limit, and a topic or nothing. Dead letters, oldest first.
-local topics = ARGV[3] ~= '' and { ARGV[3] } or redis.call('SMEMBERS', NAME .. ':topics')
-local limit, numbers, found = tonumber(ARGV[2]), {}, {}
+-- ARGV from 4: limit, and topics. Dead letters, oldest first.
+local limit, numbers, found = tonumber(ARGV[4]), {}, {}
 if limit == 0 then
   return found
 end
-for _, topic in ipairs(topics) do
-  for _, number in ipairs(redis.call('ZRANGE', key(topic, 'letters'), 0, limit - 1)) do
+for i = 5, #ARGV do
+  for _, number in ipairs(redis.call('ZRANGE', key(ARGV[i], 'letters'), 0, limit - 1)) do
     numbers[#numbers + 1] = tonumber(number)
   end
 end

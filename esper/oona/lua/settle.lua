@@ -1,6 +1,6 @@
--- ARGV: name, what is asked, and the places as topic, partition and id of each message. Gives those
+-- ARGV from 4: what is asked, and the places as topic, partition and id of each message. Gives those
 -- that are another's by now, and renews the leases where that is due.
-local ask = cjson.decode(ARGV[2])
+local ask = cjson.decode(ARGV[4])
 local now = now_of(ask.now)
 local lost, there = {}, {}
 for _, topic in ipairs(ask.topics) do
@@ -21,14 +21,14 @@ for _, topic in ipairs(ask.topics) do
     end
   end
 end
-for i = 3, #ARGV, 3 do
+for i = 5, #ARGV, 3 do
   local topic, partition, id = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local name, group = stream(topic, partition), ask.group
   local row = there[topic] and redis.call('XPENDING', name, group, id, id, 1)[1]
   if row and row[2] == NOBODY and ask.outcome == 'back' then
     row = nil -- done by a call whose answer was lost
   elseif row and row[2] ~= ask.token then
-    lost[#lost + 1] = (i - 3) / 3
+    lost[#lost + 1] = (i - 5) / 3
   elseif row and ask.outcome == 'back' then
     redis.call('XCLAIM', name, group, NOBODY, 0, id, 'JUSTID')
   elseif row then

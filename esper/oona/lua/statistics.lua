@@ -1,6 +1,6 @@
--- ARGV: name, the time or nothing. For each topic its length, what was dropped and its dead letters,
+-- ARGV from 4: the time or nothing. For each topic its length, what was dropped and its dead letters,
 -- then for each of its groups the lag, what is pending, and how many members are there.
-local now = now_of(tonumber(ARGV[2]))
+local now = now_of(tonumber(ARGV[4]))
 local partitions = partitions_of_bus()
 local found = {}
 

@@ -1,8 +1,8 @@
--- ARGV: name, what is asked. Messages that are for a member now, and what it has.
+-- ARGV from 4: what is asked. Messages that are for a member now, and what it has.
 -- Gives a state ('REPLACED', or 'SAT' with what it has, or 'SAME'), the messages as
 -- { topic, partition, id, attempt, body }, the slots that were read to their end or not, and the
 -- last id that was delivered of each.
-local ask = cjson.decode(ARGV[2])
+local ask = cjson.decode(ARGV[4])
 local now = now_of(ask.now)
 local group = ask.group
 local moved = {}
