@@ -13,10 +13,41 @@ from esper.errors import InputError, KernelNotFoundError
 if TYPE_CHECKING:
     from esper.contracts import KernelSignature
     from esper.tezzeret import BlueprintIR
-    from esper.urza import Library
+    from esper.urza import KernelLibrary
 
-LibraryFolder = Annotated[Path, typer.Option("--library", help="Folder of the library.")]
+
+def _folder(path: Path) -> Path:
+    from esper.urza._open import check_folder
+
+    try:
+        check_folder(str(path), others=": this command works on the files themselves")
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
+    return path
+
+
+LibraryFolder = Annotated[
+    Path, typer.Option("--library", help="Folder of the library.", callback=_folder)
+]
 DEFAULT_LIBRARY = Path("runs/library")
+
+InFeatures = Annotated[
+    int | None, typer.Option("--in", min=1, max=1 << 20, help="Features of the input.")
+]
+OutFeatures = Annotated[
+    int | None, typer.Option("--out", min=1, max=1 << 20, help="Features of the output.")
+]
+Signatures = Annotated[
+    list[str] | None,
+    typer.Option(help="Shapes and dtype, such as '3x32x32->8x16x16 bfloat16'; repeatable."),
+]
+Sizes = Annotated[
+    list[str] | None, typer.Option(help="A named size, such as 'width=16'; repeatable.")
+]
+FirstSeed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first parameters.")]
+SeedCount = Annotated[
+    int, typer.Option(min=1, max=10_000, help="How many kernels, with seeds from there on.")
+]
 
 _MOST_TEXT = 1 << 20
 """Largest blueprint that is parsed."""
@@ -101,7 +132,7 @@ def _content(path: Path, what: str, most: int, advice: str = "") -> bytes:
         raise InputError(f"the {what} {path} cannot be read: {error}{advice}") from error
 
 
-def id_of(text: str, store: "Library") -> str:
+def id_of(text: str, store: "KernelLibrary") -> str:
     """The id of the kernel of a library that an argument names.
 
     Raises:

@@ -12,8 +12,16 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
+from esper.cli._arguments import (
+    FirstSeed,
+    InFeatures,
+    OutFeatures,
+    SeedCount,
+    Signatures,
+    Sizes,
+)
 from esper.cli._compile import jobs_asked
-from esper.cli._connected import BusAddress, LibraryPlace, bus_at, library_at, settings_of
+from esper.cli._connected import BusAddress, LibraryPlace, bus_at, opened
 from esper.cli._console import Trace, err, errors, out, say, show_table
 from esper.errors import BlueprintNotFoundError, EsperError, InputError
 
@@ -38,25 +46,12 @@ def submit(
         list[str],
         typer.Argument(help="Blueprints: names of Esper's own, or YAML or JSON files."),
     ],
-    in_features: Annotated[
-        int | None, typer.Option("--in", min=1, max=1 << 20, help="Features of the input.")
-    ] = None,
-    out_features: Annotated[
-        int | None, typer.Option("--out", min=1, max=1 << 20, help="Features of the output.")
-    ] = None,
-    signature: Annotated[
-        list[str] | None,
-        typer.Option(help="Shapes and dtype, such as '3x32x32->8x16x16 bfloat16'; repeatable."),
-    ] = None,
-    size: Annotated[
-        list[str] | None, typer.Option(help="A named size, such as 'width=16'; repeatable.")
-    ] = None,
-    init_seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first parameters.")
-    ] = 0,
-    seeds: Annotated[
-        int, typer.Option(min=1, max=10_000, help="How many kernels, with seeds from there on.")
-    ] = 1,
+    in_features: InFeatures = None,
+    out_features: OutFeatures = None,
+    signature: Signatures = None,
+    size: Sizes = None,
+    init_seed: FirstSeed = 0,
+    seeds: SeedCount = 1,
     tag: Annotated[
         list[str] | None, typer.Option(help="A tag that the kernels get; repeatable.")
     ] = None,
@@ -80,19 +75,19 @@ def submit(
         )
         asked = [_request(job, tag or [], priority) for job in jobs]
         broker = _bus(bus)
-        store, _ = library_at(library, settings_of(context))
-        records = [store.submit(request) for request in asked]
-        _announce(records, broker)
-        if wait is None:
-            _print_ids(record.blueprint_id for record in records)
-            return
-        records = _done(store, records, wait)
-        _print_ids(record.kernel_id for record in records if record.kernel_id is not None)
-        failed = [record for record in records if record.kernel_id is None]
-        for record in failed:
-            say(err, "red", f"{_title(record)}: {record.reason or record.state.value}")
-        if failed:
-            raise typer.Exit(1)
+        with opened(context, library) as store:
+            records = [store.submit(request) for request in asked]
+            _announce(records, broker)
+            if wait is None:
+                _print_ids(record.blueprint_id for record in records)
+                return
+            records = _done(store, records, wait)
+            _print_ids(record.kernel_id for record in records if record.kernel_id is not None)
+            failed = [record for record in records if record.kernel_id is None]
+            for record in failed:
+                say(err, "red", f"{_title(record)}: {_why(record, wait)}")
+            if failed:
+                raise typer.Exit(1)
 
 
 @app.command("list")
@@ -112,31 +107,31 @@ def list_blueprints(
     """Show what was submitted, oldest first, and what became of it."""
     with errors(traceback):
         states = None if not state else tuple(_state(text) for text in state)
-        store, _ = library_at(library, settings_of(context), create=False)
-        table = Table("blueprint", "name", "signature", "seed", "state", "tries", box=None)
-        table.add_column("kernel, or why there is none")
-        count, more = 0, False
-        for record in _found(store, states, name, tag or [], limit + 1):
-            if count == limit:
-                more = True
-                break
-            count += 1
-            if as_json:
-                _print_json(record)
-                continue
-            table.add_row(
-                record.blueprint_id[:16],
-                escape(record.name),
-                str(record.signature),
-                str(record.init_seed),
-                record.state.value,
-                str(record.attempts),
-                (record.kernel_id or "")[:16] or escape(record.reason.partition("\n")[0][:200]),
-            )
-        if not as_json:
-            show_table(table, whole=True)
-            left = ", and more: see --limit" if more else ""
-            out.print(f"{count} blueprints{left}", highlight=False)
+        with opened(context, library, create=False) as store:
+            table = Table("blueprint", "name", "signature", "seed", "state", "tries", box=None)
+            table.add_column("kernel, or why there is none")
+            count, more = 0, False
+            for record in _found(store, states, name, tag or [], limit + 1):
+                if count == limit:
+                    more = True
+                    break
+                count += 1
+                if as_json:
+                    _print_json(record)
+                    continue
+                table.add_row(
+                    record.blueprint_id[:16],
+                    escape(record.name),
+                    str(record.signature),
+                    str(record.init_seed),
+                    record.state.value,
+                    str(record.attempts),
+                    (record.kernel_id or "")[:16] or escape(record.reason.partition("\n")[0][:200]),
+                )
+            if not as_json:
+                show_table(table, whole=True)
+                left = ", and more: see --limit" if more else ""
+                out.print(f"{count} blueprints{left}", highlight=False)
 
 
 @app.command()
@@ -148,8 +143,7 @@ def show(
     traceback: Trace = False,
 ) -> None:
     """Show all that the library knows of a blueprint that was submitted."""
-    with errors(traceback):
-        store, _ = library_at(library, settings_of(context), create=False)
+    with errors(traceback), opened(context, library, create=False) as store:
         record = _one(store, blueprint)
         if as_json:
             _print_json(record)
@@ -178,17 +172,17 @@ def retry(
         if bool(blueprints) == all_invalid:
             raise InputError("say which blueprints are to be tried again: their ids, or --all")
         broker = _bus(bus)
-        store, _ = library_at(library, settings_of(context), create=False)
-        if all_invalid:
-            found = list(_found(store, (BlueprintState.INVALID,), None, [], None))
-        else:
-            found = [_one(store, text) for text in blueprints or []]
-        records = [
-            store.set_blueprint_state(record.blueprint_id, BlueprintState.UNVALIDATED)
-            for record in found
-        ]
-        _announce(records, broker)
-        _print_ids(record.blueprint_id for record in records)
+        with opened(context, library, create=False) as store:
+            if all_invalid:
+                found = list(_found(store, (BlueprintState.INVALID,), None, [], None))
+            else:
+                found = [_one(store, text) for text in blueprints or []]
+            records = [
+                store.set_blueprint_state(record.blueprint_id, BlueprintState.UNVALIDATED)
+                for record in found
+            ]
+            _announce(records, broker)
+            _print_ids(record.blueprint_id for record in records)
 
 
 def _request(job: "CompileJob", tags: list[str], priority: int) -> "BlueprintRequest":
@@ -233,6 +227,17 @@ def _announce(records: list["BlueprintRecord"], broker: "Broker | None") -> None
 
 def _not_announced(error: Exception) -> None:
     say(err, "yellow", f"not announced on the bus, which delays it by seconds: {error}")
+
+
+def _why(record: "BlueprintRecord", waited: float) -> str:
+    from esper.contracts import BlueprintState
+
+    if record.state is BlueprintState.INVALID:
+        return record.reason
+    return (
+        f"{record.state.value} after {waited:g} s, and waited for no longer: see `esper blueprints"
+        f" show {record.blueprint_id[:16]}`, and whether an `esper worker` runs"
+    )
 
 
 def _done(

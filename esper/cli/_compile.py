@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from esper.cli._arguments import DEFAULT_LIBRARY, LibraryFolder, blueprint_of, id_of, signature_of
+from esper.cli._arguments import (
+    DEFAULT_LIBRARY,
+    FirstSeed,
+    InFeatures,
+    LibraryFolder,
+    OutFeatures,
+    SeedCount,
+    Signatures,
+    Sizes,
+    blueprint_of,
+    id_of,
+    signature_of,
+)
 from esper.cli._arguments import progress as progress_bar
 from esper.cli._console import Trace, err, errors, out, say, status_of
 from esper.cli._interrupt import end_at_once, raise_again
@@ -25,26 +37,13 @@ def compile_kernels(
         list[str] | None,
         typer.Argument(help="Blueprints: names of Esper's own, or YAML or JSON files."),
     ] = None,
-    in_features: Annotated[
-        int | None, typer.Option("--in", min=1, max=1 << 20, help="Features of the input.")
-    ] = None,
-    out_features: Annotated[
-        int | None, typer.Option("--out", min=1, max=1 << 20, help="Features of the output.")
-    ] = None,
-    signature: Annotated[
-        list[str] | None,
-        typer.Option(help="Shapes and dtype, such as '3x32x32->8x16x16 bfloat16'; repeatable."),
-    ] = None,
-    size: Annotated[
-        list[str] | None, typer.Option(help="A named size, such as 'width=16'; repeatable.")
-    ] = None,
+    in_features: InFeatures = None,
+    out_features: OutFeatures = None,
+    signature: Signatures = None,
+    size: Sizes = None,
     library: LibraryFolder = DEFAULT_LIBRARY,
-    init_seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first parameters.")
-    ] = 0,
-    seeds: Annotated[
-        int, typer.Option(min=1, max=10_000, help="How many kernels, with seeds from there on.")
-    ] = 1,
+    init_seed: FirstSeed = 0,
+    seeds: SeedCount = 1,
     again: Annotated[
         list[str] | None,
         typer.Option(help="Compile a kernel's blueprint anew with the libraries of today."),

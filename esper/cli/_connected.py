@@ -1,6 +1,8 @@
 """The library and the bus that a command works with, wherever they are."""
 
 import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -70,6 +72,15 @@ def library_at(
         return Library.connect(database, blobs, s3=access, create=create), blobs
     place = where or str(DEFAULT_LIBRARY)
     return open_library(place, token=token_for(place, settings), create=create), place
+
+
+@contextmanager
+def opened(
+    context: typer.Context, where: str | None, *, create: bool = True
+) -> "Iterator[KernelLibrary]":
+    """The library of a command, which is closed at its end; see `library_at`."""
+    with closing(library_at(where, settings_of(context), create=create)[0]) as library:
+        yield library
 
 
 def token_for(place: str, settings: "Settings | None") -> str | None:

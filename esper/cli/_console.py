@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from esper.cli._interrupt import raise_again
-from esper.errors import EsperError, InputError
+from esper.errors import EsperError, InputError, Interrupted
 from esper_functional import KasminaException
 
 out = Console()
@@ -21,15 +21,17 @@ Trace = Annotated[bool, typer.Option("--traceback", help="Show the traceback of 
 
 
 @contextmanager
-def errors(show_traceback: bool, advice: str = "") -> Iterator[None]:
+def errors(show_traceback: bool, advice: str = "", *, trains: bool = True) -> Iterator[None]:
     """Turn errors into one message and an exit status.
 
     Args:
         show_traceback: let an error through as it is.
         advice: what to do about a full disk and the like, besides.
+        trains: the command needs jax and what else training does; it is imported here, where
+            Ctrl-C is not yet answered.
     """
-    # It imports jax, and nearly all that a command needs.
-    from esper.tolaria import Interrupted
+    if trains:
+        import esper.tolaria  # noqa: F401
 
     try:
         raise_again()

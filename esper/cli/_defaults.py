@@ -51,6 +51,15 @@ def _folder(loaded: "Loaded") -> str:
     return str(Path(where).expanduser())
 
 
+def _folder_if_any(loaded: "Loaded") -> str:
+    try:
+        return _folder(loaded)
+    except InputError:
+        return NO_FOLDER
+
+
+NO_FOLDER = "-"
+"""The folder of a library where the settings name one that is elsewhere."""
 _FOLDER: Setting = (("library.where", "library.database"), _folder)
 _PLACE: Setting = (("library.where",), _place)
 """Of commands that open by themselves what has a database."""
@@ -58,14 +67,16 @@ _BUS = _secret("bus.url")
 
 OPTIONS: Mapping[str, Mapping[str, Setting]] = {
     "kernels": {"library": _FOLDER},
-    "token": {"library": _FOLDER, "token_file": _plain("serve.token_file")},
+    "token": {"library": (_FOLDER[0], _folder_if_any), "token_file": _plain("serve.token_file")},
     "blueprints": {"library": _PLACE, "bus": _BUS},
+    "library": {"library": _PLACE},
     "grow": {"bus": _BUS, "bus_capacity": _plain("telemetry.capacity")},
     "worker": {
         "library": _PLACE,
         "bus": _BUS,
         **{name: _plain(f"worker.{name}")
-           for name in ("workers", "name", "lease", "grace", "measure", "metrics")},
+           for name in ("workers", "name", "lease", "grace", "measure", "metrics",
+                        "metrics_host")},
     },
     "serve": {
         "library": (("library.where",), _folder),

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from esper.cli._console import Trace, err, errors, out, say, show_table
 from esper.cli._missing import fetching_told
-from esper.errors import CheckpointError, InputError
+from esper.errors import CheckpointError, InputError, Interrupted
 
 _RESUME = "; what a run has recorded is whole, and it goes on with --resume"
 
@@ -142,7 +142,7 @@ def _train(
     """Train each run to its end, then show what came of all of them."""
     from esper.nissa import ProgressView, describe_stages, read_run, write_report
     from esper.oona import InProcessBus, TelemetryBus
-    from esper.tolaria import Hooks, Interrupted, has_run, resume_run, start_run
+    from esper.tolaria import Hooks, has_run, resume_run, start_run
     from esper.tolaria._run_folder import library_folder
 
     stop = Stop()

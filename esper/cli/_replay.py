@@ -9,7 +9,7 @@ from rich.table import Table
 
 from esper.cli._console import Trace, errors, out, show_table
 from esper.cli._missing import fetching_told
-from esper.errors import InputError
+from esper.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
     from esper.tolaria import Replay, WhatIf
@@ -111,7 +111,7 @@ def _retrain(run: Path, first: int, last: int) -> None:
 def _branch(run: Path, wanted: "WhatIf", folder: Path | None) -> None:
     from esper.cli._grow import Stop
     from esper.nissa import read_run, write_report
-    from esper.tolaria import Hooks, Interrupted, branch_run
+    from esper.tolaria import Hooks, branch_run
 
     place = folder if folder is not None else run.with_name(run.name + "-what-if")
     try:

@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +11,9 @@ import typer
 from rich.table import Table
 
 from esper.cli._arguments import DEFAULT_LIBRARY
-from esper.cli._console import Trace, err, out, say, show_table
-from esper.cli._interrupt import raise_again
-from esper.errors import EsperError, InputError
+from esper.cli._console import Trace, err, errors, out, say, show_table
+from esper.cli._defaults import NO_FOLDER
+from esper.errors import InputError
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -40,25 +38,6 @@ TokenPlace = Annotated[
         show_default=False,
     ),
 ]
-
-
-@contextmanager
-def _errors(show_traceback: bool) -> Iterator[None]:
-    """Turn errors into one message and an exit status, without what only training needs."""
-    try:
-        raise_again()
-        yield
-    except (EsperError, OSError) as error:
-        if show_traceback:
-            raise
-        text = (
-            str(error) if isinstance(error, EsperError) else f"{error}. Make room or give access."
-        )
-        say(err, "red", text)
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
-    except KeyboardInterrupt as error:
-        say(err, "yellow", "interrupted")
-        raise typer.Exit(130) from error
 
 
 def serve(
@@ -98,19 +77,27 @@ def serve(
     traceback: Trace = False,
 ) -> None:
     """Serve a library over HTTP, to those who have a token."""
-    with _errors(traceback):
+    with errors(traceback, trains=False):
         from esper.urza.service import Limits, ServiceOptions
         from esper.urza.service import serve as serve_library
 
         if _is_given(context, "library") and not _is_given(context, "database"):
             # What is said here counts, and not the database of the settings.
-            database = blobs = None
+            database = None
+            if not _is_given(context, "blobs"):
+                blobs = None
         if (database is None) != (blobs is None):
             raise InputError(
                 "a library elsewhere has a database and files: give both --database and --blobs"
             )
         if (certificate is None) != (key is None):
             raise InputError("HTTPS takes both --certificate and --key")
+        for option, file in (("--certificate", certificate), ("--key", key)):
+            if file is not None and not os.access(file, os.R_OK):
+                raise InputError(
+                    f"the file {file} of {option} cannot be read: expected a PEM file; name one"
+                    " that is there and that this user may read"
+                )
         config = context.find_root().params.get("config")
         limits = dataclasses.replace(
             Limits(),
@@ -205,7 +192,7 @@ def make(
     traceback: Trace = False,
 ) -> None:
     """Make a token, and print it: this once, because only its digest is kept."""
-    with _errors(traceback):
+    with errors(traceback, trains=False):
         from esper.urza.service import TokenFile
 
         expires = None if days is None else time.time() + 86_400.0 * days
@@ -222,7 +209,7 @@ def list_tokens(
     traceback: Trace = False,
 ) -> None:
     """List the tokens: who may ask, and for what."""
-    with _errors(traceback):
+    with errors(traceback, trains=False):
         from esper.urza.service import TokenFile
 
         table = Table("name", "scope", "made", "expires")
@@ -241,7 +228,7 @@ def revoke(
     traceback: Trace = False,
 ) -> None:
     """Make a token worthless, from the next request on."""
-    with _errors(traceback):
+    with errors(traceback, trains=False):
         from esper.urza.service import TokenFile
 
         path = _tokens_of(token_file, library)
@@ -251,6 +238,11 @@ def revoke(
 
 
 def _tokens_of(token_file: Path | None, library: Path) -> Path:
+    if token_file is None and str(library) == NO_FOLDER:
+        raise InputError(
+            "where are the tokens? The library of the settings is in no folder here: give"
+            " --token-file FILE, the one that `esper serve` has, or --library FOLDER"
+        )
     return library / TOKENS if token_file is None else token_file
 
 
@@ -265,7 +257,13 @@ def _scope(text: str) -> "Scope":
 
 
 def _moment(seconds: float | None) -> str:
-    return "never" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
+    if seconds is None:
+        return "never"
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        # Files of tokens hold such moments from when none was refused.
+        return f"{seconds:g} s"
 
 
 def _tell(text: str) -> None:

@@ -51,6 +51,9 @@ def worker(
         int | None,
         typer.Option(min=0, max=65_535, help="Serve metrics of Prometheus at this port."),
     ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="The address for them; others than this one open them to others.")
+    ] = "127.0.0.1",
     traceback: Trace = False,
 ) -> None:
     """Compile blueprints that wait in a library's queue, until told to end.
@@ -65,7 +68,7 @@ def worker(
 
         settings = settings_of(context)
         logs.enter_context(_logs(settings))
-        registry = None if metrics is None else _served(metrics)
+        registry = None if metrics is None else _served(metrics_host, metrics)
         broker = _bus(bus)
         store, where = _library(library, settings, wait=not once)
         known_as = name or f"{socket.gethostname()[:80]}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -162,19 +165,19 @@ def _summary(done: "WorkerStatistics") -> str:
     return text
 
 
-def _served(port: int) -> "CollectorRegistry":
-    """A registry that can be read at a port of this machine."""
+def _served(host: str, port: int) -> "CollectorRegistry":
+    """A registry that can be read at an address."""
     from prometheus_client import CollectorRegistry, start_http_server
 
     registry = CollectorRegistry()
     try:
-        server, _ = start_http_server(port, addr="127.0.0.1", registry=registry)
+        server, _ = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         raise InputError(
-            f"metrics cannot be served at port {port}: {error.strerror}. Choose another port, or 0"
-            " for one that is free"
+            f"metrics cannot be served at {host}, port {port}: {error.strerror}. Choose another"
+            " port, or 0 for one that is free, or another --metrics-host"
         ) from error
-    say(err, "green", f"metrics at http://127.0.0.1:{_port(server)}/metrics")
+    say(err, "green", f"metrics at http://{host}:{_port(server)}/metrics")
     return registry
 
 

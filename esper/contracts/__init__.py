@@ -4,6 +4,7 @@ Importing this needs neither torch nor jax.
 """
 
 from esper.contracts._blueprints import (
+    LONGEST_LEASE_SECONDS,
     LONGEST_SOURCE,
     BlueprintQuery,
     BlueprintRecord,
@@ -131,6 +132,7 @@ __all__ = [
     "KERNEL_MOVES",
     "LARGEST_COUNT",
     "LARGEST_SIZE",
+    "LONGEST_LEASE_SECONDS",
     "LONGEST_REASON",
     "LONGEST_SOURCE",
     "MAX_MESSAGE_BYTES",

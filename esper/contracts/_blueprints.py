@@ -12,6 +12,7 @@ from esper.contracts._signature import KernelSignature
 from esper.contracts._states import BlueprintState
 
 LONGEST_SOURCE = 1 << 20
+LONGEST_LEASE_SECONDS = 86_400.0
 
 
 def _no_constant(name: str) -> Any:
@@ -25,6 +26,10 @@ def _check_canonical(text: str) -> str:
         raise ValueError(f"the source of a blueprint is no JSON: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("name"), str) or not data["name"]:
         raise ValueError("the source of a blueprint is a JSON object with a `name`, a text")
+    try:
+        data["name"].encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the `name` of a blueprint holds half a character") from error
     if json.dumps(data, sort_keys=True, indent=1) != text:
         raise ValueError(
             "the source of a blueprint is not in the canonical form, so that equal blueprints"
@@ -107,7 +112,7 @@ class Claim(Data):
     token: Annotated[Token, Field(repr=False)]
     """Random: who has it, has the claim, as long as nobody else has claimed the blueprint since."""
     attempt: Annotated[Count, Field(ge=1)]
-    seconds: Annotated[float, Field(gt=0.0)]
+    seconds: Annotated[float, Field(gt=0.0, le=LONGEST_LEASE_SECONDS)]
     """For how long, from when it was claimed or last renewed."""
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from esper.contracts._data import Count, Data, Fraction, Label, Name, Seconds, Sha256, Tag
+from esper.contracts._data import Count, Data, Fraction, Label, Name, Reason, Seconds, Sha256, Tag
 from esper.contracts._signature import KernelSignature, SignatureText
 from esper.contracts._states import KernelState
 
@@ -47,6 +47,8 @@ class KernelRecord(Data):
     size_bytes: Count
     """Of the artifact's file."""
     state: KernelState = KernelState.TESTING
+    reason: Reason = ""
+    """Why it is in its state, where whoever moved it there said so."""
     tags: Tags = ()
     ancestor: Sha256 | None = None
     """The artifact whose blueprint it was compiled from anew."""

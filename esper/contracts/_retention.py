@@ -40,7 +40,7 @@ class GarbageReport(Data):
     removed: tuple[Sha256, ...] = ()
     removed_bytes: Count = 0
     unlisted: tuple[Sha256, ...] = ()
-    """Removed files that no record named."""
+    """Kernels of removed files that no record named, or that were not whole."""
     unlisted_bytes: Count = 0
     referenced: Count = 0
     """Kernels that would have gone, but for runs that refer to them."""

@@ -11,13 +11,14 @@ SignatureText = Annotated[
     str, Field(pattern=r"^[0-9]+(x[0-9]+)*->[0-9]+(x[0-9]+)* (float32|bfloat16)$", max_length=200)
 ]
 """As `str(KernelSignature)`."""
+Shape = Annotated[tuple[Size, ...], Field(min_length=1)]
 
 
 class KernelSignature(Data):
     """What a kernel takes and gives: shapes of one example, and their dtype."""
 
-    input_shape: tuple[Size, ...]
-    output_shape: tuple[Size, ...]
+    input_shape: Shape
+    output_shape: Shape
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @classmethod

@@ -131,8 +131,13 @@ def _furnish(port: int, secrets: LabSecrets) -> None:
     """The role and its database; changes nothing where they are as they should be."""
     from psycopg import sql
 
-    role, password = sql.Identifier(ROLE), sql.Literal(secrets.postgres)
+    role = sql.Identifier(ROLE)
     with _connected(port, secrets) as connection:
+        # PostgreSQL logs statements that fail, whole: the password itself is in none.
+        verifier = connection.pgconn.encrypt_password(
+            secrets.postgres.encode(), ROLE.encode(), b"scram-sha-256"
+        )
+        password = sql.Literal(verifier.decode())
         verb = "ALTER" if _there(connection, "pg_roles", "rolname", ROLE) else "CREATE"
         statement = sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(sql.SQL(verb), role, password)
         connection.execute(statement)

@@ -11,6 +11,10 @@ from esper.logs._fields import bound_fields
 from esper.logs._redact import Redaction
 
 FIELDS = "esper_fields"
+_OWN = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "color_message", FIELDS}
+"""Attributes that are no fields: a record's own, two that formatters of other handlers set, and
+uvicorn's, which is its message once more, with colours."""
+
 MOST_FRAMES = 30
 
 
@@ -60,8 +64,10 @@ def pending(record: logging.LogRecord) -> Pending:
         message = record.getMessage()
     except (TypeError, ValueError) as error:
         message = f"{record.msg} (its arguments do not fit: {error})"
+    # The standard library keeps its `extra` among the record's own attributes.
+    more = {name: value for name, value in record.__dict__.items() if name not in _OWN}
     own: Mapping[str, Any] = getattr(record, FIELDS, {})
-    fields = {name: _kept(value) for name, value in {**bound_fields(), **own}.items()}
+    fields = {name: _kept(value) for name, value in {**bound_fields(), **more, **own}.items()}
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     told = None if error is None else _without_frames(error, error.__traceback__)
     return Pending(record.created, record.levelname, record.name, message, fields, told)

@@ -1,10 +1,9 @@
 """Serving the live page until somebody ends it."""
 
-import errno
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from esper._sockets import listening
 from esper.errors import InputError
 from esper.nissa._catalogue import Catalogue
 from esper.nissa._run_files import describe_run, find_runs
@@ -46,7 +45,7 @@ def serve_runs(
         describe_run(*runs.values())
     catalogue = Catalogue(root)
     catalogue.refresh()
-    with _listening(host, port) as listener:
+    with listening(host, port, backlog=128) as listener:
         address = listener.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         hosts = ["*"] if host in _EVERYWHERE else sorted({host, "localhost", "127.0.0.1", shown})
@@ -65,30 +64,3 @@ def serve_runs(
         count = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
         tell(f"watching {count} in {root} at http://{shown}:{address[1]}/ (Ctrl-C ends it)")
         server.run(sockets=[listener])
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens already: the address that is told can be opened at once."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, UnicodeError, OverflowError) as error:
-        raise InputError(f"the address {host!r} is none of this machine: {error}") from error
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise InputError(
-                f"port {port} of {host} is in use: give another by --port, or --port 0 to have a"
-                " free one chosen"
-            ) from error
-        raise InputError(
-            f"cannot listen at {host}, port {port}: {error.strerror or error}; give another --host"
-            " or --port"
-        ) from error
-    return listener

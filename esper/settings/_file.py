@@ -1,5 +1,6 @@
 """A file of settings: YAML, read as data, with the line of every value."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,10 @@ from esper.errors import InputError
 
 MOST_BYTES = 1 << 20
 _DEEPEST = 20
+CUT = "…"
+"""What a key ends with, of which not all is shown."""
+# Where quotes were forgotten, a secret that begins with ! is read as such a name.
+_NAMED = re.compile(r"(?P<what>tag|tag handle) ('.*'|\".*\")")
 
 
 class FileContent(NamedTuple):
@@ -54,15 +59,25 @@ def read_settings_file(path: Path) -> FileContent:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = "" if mark is None else f" at line {mark.line + 1}, column {mark.column + 1}"
-        # The problem names characters and tags, never values; the error itself quotes the line.
-        raise InputError(
-            f"the settings file {path} is not YAML{place}: {error.problem or error.context}"
-        ) from None
+        # The problem names characters, never values; the error itself quotes the line.
+        told = str(error.problem or error.context)
+        problem = _NAMED.sub(r"\g<what>", told)
+        if problem != told:
+            problem += (
+                " (put a text that begins with ! into quotes; tags such as"
+                " !!python/object are not read)"
+            )
+        raise InputError(f"the settings file {path} is not YAML{place}: {problem}") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"the settings file {path} is not YAML: {type(error).__name__}") from None
     except ValueError:  # PyYAML makes numbers and dates by Python's own types
         raise InputError(
             f"the settings file {path} holds a number or a date that is none: put texts into quotes"
+        ) from None
+    except (KeyError, AttributeError):  # so PyYAML fails at `!!bool x` and `!!timestamp x`
+        raise InputError(
+            f"the settings file {path} holds a value that is not what its tag says: put texts into"
+            " quotes, and leave tags such as !!bool out"
         ) from None
     finally:
         loader.dispose()
@@ -74,6 +89,14 @@ def read_settings_file(path: Path) -> FileContent:
             f" {type(data).__name__}"
         )
     return FileContent(data, lines)
+
+
+def shown_key(key: str) -> str:
+    """A key as it may be shown: a secret may follow on what no setting's name has.
+
+    In `{token:secret}` the whole of it is a key, because there is no space after the colon.
+    """
+    return re.sub(r"[^\w.?-].*", CUT, key, flags=re.DOTALL)[:200]
 
 
 def _refuse_what_swells(path: Path, text: str) -> None:
@@ -91,8 +114,8 @@ def _refuse_what_swells(path: Path, text: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             line = event.start_mark.line + 1
             raise InputError(
-                f"the settings file {path} has the alias *{event.anchor} at line {line}: write it"
-                " out"
+                f"the settings file {path} has an alias at line {line}: write out what it stands"
+                " for, or put a text that begins with * into quotes"
             )
 
 
@@ -104,8 +127,8 @@ def _walk(path: Path, node: yaml.Node, prefix: str, lines: dict[str, int]) -> No
         line = key.start_mark.line + 1
         if name in lines:
             raise InputError(
-                f"the settings file {path} has {name} twice, at lines {lines[name]} and {line}:"
-                " keep one"
+                f"the settings file {path} has {shown_key(name)} twice, at lines {lines[name]} and"
+                f" {line}: keep one"
             )
         lines[name] = line
         _walk(path, value, f"{name}.", lines)

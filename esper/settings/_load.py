@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from esper.errors import InputError
-from esper.settings._file import FileContent, read_settings_file
+from esper.settings._file import CUT, FileContent, read_settings_file, shown_key
 from esper.settings._found import (
     OTHER_VARIABLES,
     PREFIX,
@@ -136,7 +136,8 @@ def _known(
         name = f"{prefix}{key}"
         if key not in model.model_fields:
             line = content.lines.get(name)
-            problems.append(_unknown_key(f"{path}:{line}" if line else str(path), model, name, key))
+            where = f"{path}:{line}" if line else str(path)
+            problems.append(_unknown_key(where, model, prefix, shown_key(str(key))))
             continue
         section = section_of(model.model_fields[key])
         if section is None:
@@ -152,19 +153,22 @@ def _known(
     return kept, problems
 
 
-def _unknown_key(where: str, model: type[BaseModel], name: str, key: object) -> str:
+def _unknown_key(where: str, model: type[BaseModel], prefix: str, key: str) -> str:
     known = list(model.model_fields)
-    near = difflib.get_close_matches(str(key), known, n=1) or [
-        own for own in known if len(str(key)) > 2 and str(key) in own
+    plain = key.removesuffix(CUT)
+    near = difflib.get_close_matches(plain, known, n=1) or [
+        own for own in known if len(plain) > 2 and plain in own
     ]
-    elsewhere = [own for own in _FIELDS if own.rpartition(".")[2] == key]
+    elsewhere = [own for own in _FIELDS if own.rpartition(".")[2] == plain]
     if near:
-        hint = f"did you mean {name.rpartition('.')[0] + '.' if '.' in name else ''}{near[0]}?"
+        hint = f"did you mean {prefix}{near[0]}?"
     elif elsewhere:
         hint = f"did you mean {elsewhere[0]}?"
     else:
         hint = f"expected one of {', '.join(known)}"
-    return f"{where}: there is no setting {name[:200]!r}; {hint}"
+    if key.endswith(CUT):
+        hint += " (a space is wanted after the colon that ends a key)"
+    return f"{where}: there is no setting '{prefix}{key}'; {hint}"
 
 
 def _unknown_variables(variables: Mapping[str, str]) -> list[str]:
@@ -203,7 +207,9 @@ def _told(path: Path | None, content: FileContent, variables: Mapping[str, str],
         and error["type"] != "value_error"
         and isinstance(came, str | int | float)
     )
-    return f"{where}: {message}" + (f" (got {without_password(repr(came))[:100]})" if shown else "")
+    return f"{where}: {message}" + (
+        f" (got {without_password(repr(came), whole=True)[:100]})" if shown else ""
+    )
 
 
 def _origins(
@@ -232,5 +238,5 @@ def shown_value(value: Any) -> Any:
     if isinstance(value, SecretStr):
         return HIDDEN
     if isinstance(value, SecretUrl):
-        return without_password(value.get_secret_value())
-    return without_password(value) if isinstance(value, str) else value
+        return without_password(value.get_secret_value(), whole=True)
+    return without_password(value, whole=True) if isinstance(value, str) else value

@@ -9,4 +9,4 @@ class SecretUrl(Secret[str]):
     """An address that may hold a password; shown without it."""
 
     def _display(self) -> str:
-        return without_password(self.get_secret_value())
+        return without_password(self.get_secret_value(), whole=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic import model_validator as _model_validator
 
+from esper.settings._password import without_password
 from esper.settings._secret import SecretUrl
 
 DEFAULT_LIBRARY = "runs/library"
@@ -18,7 +19,10 @@ def _no_truth_value(value: Any) -> Any:
 
 
 def _no_password(text: str) -> str:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@", text):
+    if (
+        re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@", text)
+        or without_password(text, whole=True) != text
+    ):
         raise ValueError("an address without a user and password is expected here")
     return text
 
@@ -34,8 +38,12 @@ def _of_a_database(url: SecretUrl) -> SecretUrl:
 
 
 def _of_a_bus(url: SecretUrl) -> SecretUrl:
-    if not url.get_secret_value().startswith(("memory:", "sqlite:", "redis://", "rediss://")):
-        raise ValueError("the address of a bus is memory:, sqlite:PATH or redis://HOST:PORT")
+    known = ("memory:", "sqlite:", "redis://", "rediss://", "unix://")
+    if not url.get_secret_value().startswith(known):
+        raise ValueError(
+            "the address of a bus is memory:, sqlite:PATH or redis://HOST:PORT, or unix://PATH of a"
+            " Redis server's socket"
+        )
     return url
 
 
@@ -149,6 +157,8 @@ class WorkerSettings(Section):
     """Time each kernel that was compiled."""
     metrics: _Port | None = None
     """A port for Prometheus."""
+    metrics_host: _Text = "127.0.0.1"
+    """The address that it is at."""
 
 
 class TelemetrySettings(Section):

@@ -23,6 +23,8 @@ from esper.urza._failures import FAILURES, failure, reason
 
 _LOG = logging.getLogger(__name__)
 _IS_ID = re.compile(r"[0-9a-f]{64}", re.ASCII).fullmatch
+_IS_HALF = re.compile(r"([0-9a-f]{64})\.kernel#[0-9]+", re.ASCII).fullmatch
+"""What `LocalStore` names a file until it is whole."""
 _IS_BUCKET = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/.*)?", re.ASCII).fullmatch
 _FOLDER = "kernels"
 _PIECE_BYTES = 1 << 20
@@ -71,11 +73,13 @@ class Blobs:
 
     Args:
         where: for messages; it shows no secret.
+        folder: where the files are, if they are in a folder.
     """
 
-    def __init__(self, store: ObjectStore, where: str) -> None:
+    def __init__(self, store: ObjectStore, where: str, folder: Path | None = None) -> None:
         self.where = where
         self._store = store
+        self._folder = folder
         self._conditional = True
 
     def write(self, kernel_id: str, data: bytes) -> None:
@@ -173,6 +177,21 @@ class Blobs:
                 if is_id(kernel_id) and found["path"].endswith(blob_name(kernel_id)):
                     yield Blob(kernel_id, found["size"], found["last_modified"].timestamp())
 
+    def halves(self) -> Iterator[tuple[Path, Blob]]:
+        """Files of a folder that are not whole: of puts under way, and of those that were killed.
+
+        A server of S3 keeps none that could be listed.
+        """
+        if self._folder is None:
+            return
+        for path in self._folder.glob(f"{_FOLDER}/*/*.kernel#*"):
+            found = _IS_HALF(path.name)
+            if found is not None:
+                # It may become whole in between.
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    yield path, Blob(found.group(1), status.st_size, status.st_mtime)
+
     def check(self) -> None:
         """Ask the store for something.
 
@@ -200,7 +219,7 @@ def _is_not_implemented(error: BaseError) -> bool:
 
 def folder_blobs(folder: Path) -> Blobs:
     """The files of a folder, which is there."""
-    return Blobs(LocalStore(folder), str(folder))
+    return Blobs(LocalStore(folder), str(folder), folder)
 
 
 def open_blobs(where: str, *, s3: S3Access | None = None) -> Blobs:

@@ -3,9 +3,10 @@
 import base64
 import hashlib
 import json
+import math
 from typing import Any
 
-from esper.contracts import BlueprintQuery, KernelQuery
+from esper.contracts import LARGEST_COUNT, BlueprintQuery, KernelQuery
 from esper.errors import InputError
 
 _Query = KernelQuery | BlueprintQuery
@@ -40,12 +41,20 @@ def read_cursor(query: _Query, types: tuple[type, ...]) -> list[Any] | None:
         raise InputError(f"the cursor is that of another query; {again}")
     values = found[1:]
     fits = len(values) == len(types) and all(
-        type(value) is kind or (kind is float and value is None)
+        (type(value) is kind and _is_storable(value)) or (kind is float and value is None)
         for value, kind in zip(values, types, strict=True)
     )
     if not fits:
         raise InputError(f"this is no cursor of a library's: {query.cursor[:40]!r}; {again}")
     return values
+
+
+def _is_storable(value: Any) -> bool:
+    """Whether every database takes a value, as it does all that a cursor is made of."""
+    if isinstance(value, str):
+        # Half a character has no UTF-8.
+        return "\0" not in value and value == value.encode("utf-8", "replace").decode()
+    return math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST_COUNT
 
 
 def _fingerprint(query: _Query) -> str:

@@ -7,10 +7,10 @@ two meet, and whoever is killed leaves at most a file without a row.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import sqlalchemy as sa
+from pydantic import Field
 
 from esper.artifacts import (
     Artifact,
@@ -20,7 +20,16 @@ from esper.artifacts import (
     read_artifact,
     trust,
 )
-from esper.contracts import KernelRecord, KernelState, check_move, reason_text
+from esper.contracts import (
+    Count,
+    Data,
+    KernelRecord,
+    KernelState,
+    Name,
+    Sha256,
+    check_move,
+    reason_text,
+)
 from esper.errors import (
     ArtifactError,
     ConflictError,
@@ -40,8 +49,20 @@ from esper.urza._valid import valid
 _TRIES = 16
 """How often a file is written that a removal takes away before its row is there."""
 
+_MOST_PLATFORMS = 4_096
+"""Programs of which is remembered where they run."""
+
 _K = KERNELS.c
 _IS_BEGINNING = re.compile(r"[0-9a-f]{0,64}", re.ASCII).fullmatch
+
+
+class _Measurement(Data):
+    """What a measurement is kept under, as long as its columns are."""
+
+    kernel_id: Sha256
+    backend: Annotated[Name, Field(min_length=1, max_length=16)]
+    device: Annotated[Name, Field(min_length=1, max_length=100)]
+    batch: Count
 
 
 class Kernels:
@@ -62,13 +83,14 @@ class Kernels:
         """See `KernelLibrary.put`."""
         kernel_id = artifact.kernel_id
         trusted = is_trusted(artifact)
+        verified = trusted and state is not KernelState.TESTING
         state = state or (KernelState.VALIDATED if trusted else KernelState.TESTING)
         tags = checked_tags(tags)
         with doing(f"kernel {kernel_id[:12]} could not be kept in {self._where}"):
             row = self._row(artifact, state)
             for _ in range(_TRIES):
                 self._blobs.write(kernel_id, artifact.data)
-                if self._list(row, tags, trusted=trusted):
+                if self._list(row, tags, verified=verified):
                     break
             else:
                 raise LibraryError(
@@ -105,10 +127,10 @@ class Kernels:
             raise LibraryError(
                 f"kernel {artifact.kernel_id[:12]} could not be kept in {self._where}: {error}"
             ) from error
-        row = record.model_dump(exclude={"schema_version", "tags", "created"})
+        row = record.model_dump(exclude={"schema_version", "reason", "tags", "created"})
         return row | {"state": state.value, "platforms": platforms_text(record.platforms)}
 
-    def _list(self, row: dict[str, Any], tags: list[str], *, trusted: bool) -> bool:
+    def _list(self, row: dict[str, Any], tags: list[str], *, verified: bool) -> bool:
         """Make a kernel findable; False where its file was removed since it was written."""
         kernel_id = row["kernel_id"]
         with self._database.writing() as connection:
@@ -125,7 +147,7 @@ class Kernels:
             gain = sa.select(sa.func.avg(OUTCOMES.c.gain)).where(OUTCOMES.c.kernel_id == kernel_id)
             values = row | {"created": now, "used": now, "gain": gain.scalar_subquery()}
             insertion = upsert(connection, KERNELS).values(**values).on_conflict_do_nothing()
-            if connection.scalar(insertion.returning(_K.kernel_id)) is None and trusted:
+            if connection.scalar(insertion.returning(_K.kernel_id)) is None and verified:
                 connection.execute(
                     sa.update(KERNELS)
                     .where(_K.kernel_id == kernel_id, _K.state == KernelState.TESTING.value)
@@ -291,9 +313,9 @@ class Kernels:
         missing = [name for name in names if name not in measurement]
         if missing:
             raise InputError(f"a measurement names {', '.join(names)}: {missing[0]} is missing")
-        keys = {name: measurement[name] for name in names}
+        keys = valid(_Measurement, **{name: measurement[name] for name in names}).model_dump()
         content = dict(measurement)
-        what = f"what was measured of kernel {str(keys['kernel_id'])[:12]} could not be kept in"
+        what = f"what was measured of kernel {keys['kernel_id'][:12]} could not be kept in"
         with doing(f"{what} {self._where}"), self._database.writing() as connection:
             insertion = upsert(connection, MEASUREMENTS).values(**keys, content=content)
             connection.execute(
@@ -322,9 +344,22 @@ def _lock_of(kernel_id: str) -> int:
     return int(kernel_id[:16], 16) - (1 << 63)
 
 
-@lru_cache(maxsize=256)
+_PLATFORMS: dict[str, tuple[str, ...]] = {}
+"""By the programs' digests: the programs themselves are not held."""
+
+
 def _platforms(digest: str, program: bytes) -> tuple[str, ...]:
-    """Where a program runs, which its bytes are asked; its digest is what it is cached by."""
+    """Where a program of some digest runs."""
+    found = _PLATFORMS.get(digest)
+    if found is None:
+        found = _read_platforms(program)
+        if len(_PLATFORMS) >= _MOST_PLATFORMS:
+            _PLATFORMS.clear()
+        _PLATFORMS[digest] = found
+    return found
+
+
+def _read_platforms(program: bytes) -> tuple[str, ...]:
     from jax import export
 
     try:

@@ -45,7 +45,8 @@ class KernelLibrary(Protocol):
         """Keep an artifact; nobody finds it before it is whole.
 
         Putting it again changes nothing but that the tags are added, and mends a file that is
-        damaged; one in TESTING becomes VALIDATED where this process trusts it.
+        damaged; one in TESTING becomes VALIDATED where this process trusts it, unless it is put as
+        TESTING again.
 
         Args:
             state: by default VALIDATED where this process trusts it, else TESTING. Of a kernel that

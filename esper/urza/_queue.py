@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from esper.contracts import (
+    LONGEST_LEASE_SECONDS,
     BlueprintRecord,
     BlueprintRequest,
     BlueprintState,
@@ -36,7 +37,6 @@ from esper.urza._tags import BLUEPRINTS_TAGS
 from esper.urza._valid import checked_label, valid
 
 MOST_CLAIMS = 1_000
-LONGEST_LEASE_SECONDS = 86_400.0
 _SET_BACK_SECONDS = 1.0
 """A lease that begins so much later than now was given before the clock was set back."""
 

@@ -2,7 +2,8 @@
 
 Each kernel goes by one conditional deletion, which holds again all that protects it: what a run
 began to refer to in the meantime stays. Its file goes after its row. What was cut short in between
-is a file that nothing names; those go once they are older than the grace time.
+is a file that nothing names; those go once they are older than the grace time, and so do half files
+of puts that were killed.
 """
 
 from collections import defaultdict
@@ -18,6 +19,8 @@ from esper.urza._kernels import Kernels, forget
 from esper.urza._schema import BLUEPRINTS, KERNELS, REFERENCES
 
 _K = KERNELS.c
+_WRITTEN_SECONDS = 600.0
+"""A half file that was written to so lately may be a put's, which could not go on without it."""
 
 
 class Retention:
@@ -58,6 +61,13 @@ class Retention:
                     young += 1
                 elif policy.dry_run or self._kernels.drop_file(blob.kernel_id):
                     unlisted.append(blob)
+            for path, blob in sorted(self._blobs.halves(), key=lambda half: half[1].kernel_id):
+                if now - blob.changed < max(policy.grace_seconds, _WRITTEN_SECONDS):
+                    young += 1
+                    continue
+                if not policy.dry_run:
+                    path.unlink(missing_ok=True)
+                unlisted.append(blob)
         left = sum(row["size_bytes"] for row in rows) - sum(row["size_bytes"] for row in removed)
         return GarbageReport(
             dry_run=policy.dry_run,

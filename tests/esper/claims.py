@@ -2,6 +2,7 @@
 
 from esper.contracts import KernelSignature
 from esper.tezzeret import blueprint_names, load_blueprint
+from tests.depth import depth
 
 SHAPES = {
     "vector": ("6->6", "3->5"),
@@ -19,10 +20,13 @@ def claimed(name: str, dtype: str = "float32") -> list[KernelSignature]:
     return [s for s in signatures if blueprint.fits == "any" or s.input_shape == s.output_shape]
 
 
-# Compiling takes seconds: three signatures in float32, of all kinds that a blueprint takes, and one
+# Compiling takes seconds: a few signatures in float32, of all kinds that a blueprint takes, and one
 # in bfloat16.
 CLAIMS = [
     (name, signature)
     for name in blueprint_names()
-    for signature in (*claimed(name)[:3], claimed(name, "bfloat16")[-1])
+    for signature in (
+        *depth(claimed(name)[::2][:2], claimed(name)[:3]),
+        claimed(name, "bfloat16")[-1],
+    )
 ]

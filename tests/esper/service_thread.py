@@ -14,7 +14,7 @@ from esper.urza.service import Limits, Scope, TokenFile, make_app, token_of
 from esper.urza.service._connection import connections
 from esper.urza.service._memory import sqlite_changes
 
-_SECRET = "a-token-for-tests-that-nobody-guesses"
+SECRET = "a-token-for-tests-that-nobody-guesses"
 
 
 class ServedLibrary(LibraryClient):
@@ -24,7 +24,7 @@ class ServedLibrary(LibraryClient):
         self, open_library: Callable[[], KernelLibrary], sqlite: Path | None = None, **options: Any
     ) -> None:
         limits = Limits()
-        token = token_of("tests", Scope.ADMIN, secret=_SECRET)[1]
+        token = token_of("tests", Scope.ADMIN, secret=SECRET)[1]
         app = make_app(
             open_library,
             TokenFile(None, [token]),
@@ -40,7 +40,8 @@ class ServedLibrary(LibraryClient):
         )  # fmt: skip
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
         self._thread.start()
-        super().__init__(f"http://127.0.0.1:{self._listener.getsockname()[1]}", _SECRET, **options)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        super().__init__(self.url, SECRET, **options)
 
     def close(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         super().close()

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from esper.checkpoints import checkpoint_steps
 from esper.checkpoints._manifest import step_place
 from esper.cli._app import app
+from tests.depth import some
 
 BACKENDS = ["jax", "torch"]
 
@@ -163,7 +164,8 @@ def test_replay_folds_to_every_digest_that_was_recorded(finished, backend):
     assert f"digest {end_of(finished[backend])['seeds']}" in done.stdout
 
 
-@pytest.mark.parametrize("lines", [2, 14, 21])
+# Where it is killed decides nothing by itself: test_exact_runs.py stops runs at twenty steps.
+@pytest.mark.parametrize("lines", some([2, 14, 21], 14))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed_and_resumed_is_bit_equal_to_uninterrupted(place, finished, backend, lines):
     run = place / f"killed-{backend}-{lines}"

@@ -99,7 +99,8 @@ def test_what_failed_is_told_by_who_waits_and_can_be_tried_again():
 
 def test_who_waits_in_vain_is_told_how_it_stands():
     text = here(*LOW_RANK, "--wait", 0, check=1)
-    assert "low_rank 3->4 float32, seed 0: unvalidated" in text
+    words = "low_rank 3->4 float32, seed 0: unvalidated after 0 s, and waited for no longer"
+    assert words in text
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,11 @@ def test_who_waits_in_vain_is_told_how_it_stands():
         (("submit", "attention", "--in", 3, "--out", 4), "takes"),
         (("list", "--state", "done"), "no state 'done': expected one of unvalidated, compiling"),
         (("list", "--library", "nowhere"), "there is no library in .*nowhere"),
+        (
+            ("list", "--library", "htp://a:b@lab"),
+            "not opened by htp:// here: expected a folder, or",
+        ),
+        ((*LOW_RANK[:-1], "postgresql://a:hunter2@b"), "not opened by postgresql:// here"),
         (("show", "abc", "--library", "nowhere"), "there is no library in .*nowhere"),
         (("retry",), "which blueprints are to be tried again: their ids, or --all"),
         (("retry", "0" * 64, "--all"), "which blueprints are to be tried again"),

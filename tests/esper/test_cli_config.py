@@ -2,7 +2,7 @@
 
 import json
 import os
-from pathlib import Path
+import socket
 
 import pytest
 from typer.testing import CliRunner
@@ -186,30 +186,40 @@ def test_a_token_goes_to_the_address_that_it_stands_beside(place, token, tmp_pat
     assert token_for(place, load_settings(None).settings) == "abc"
 
 
-def test_a_library_that_is_named_is_served_and_not_the_database_of_the_settings(
-    tmp_path, monkeypatch
-):
+def test_a_library_that_is_named_is_served_and_not_the_database_of_the_settings(tmp_path):
     (tmp_path / "here/esper.yaml").write_text(
-        "library: {database: postgresql://nobody@127.0.0.1:1/none, blobs: blobs}\n"
+        "library: {database: 'postgresql://nobody@127.0.0.1:1/none', blobs: blobs}\n"
     )
-    served = []
-    monkeypatch.setattr(
-        "esper.urza.service.serve", lambda options, tell: served.append(options.open_library)
-    )
-    run("serve", "--library", "mine")
-    run("serve")
-    assert [each.args[:3] for each in served] == [
-        (Path("mine"), None, None),
-        (Path("runs/library"), "postgresql://nobody@127.0.0.1:1/none", "blobs"),
-    ]
+    run("token", "make", "me", "--library", "mine")
+    tokens = ("--token-file", "mine/tokens.json")
+    # What is served is opened before anybody listens, and here nobody can.
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = run("serve", "--library", "mine", "--port", port, status=2)
+        assert f"port {port} of 127.0.0.1 is in use" in told
+        assert (tmp_path / "here/mine/library.sqlite").is_file()
+        told = run("serve", "--port", port, *tokens, status=1)
+        assert "127.0.0.1" in told
+        assert "is in use" not in told
+        assert not (tmp_path / "here/runs/library/library.sqlite").exists()
 
 
-def test_the_size_of_the_queue_to_the_bus_is_a_setting(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("options", "is_full"), [((), True), (("--bus-capacity", 4096), False)])
+def test_the_size_of_the_queue_to_the_bus_is_a_setting(options, is_full, tmp_path):
     (tmp_path / "here/esper.yaml").write_text(
-        "bus: {url: 'sqlite:bus.sqlite'}\ntelemetry: {capacity: 3}\n"
+        "bus: {url: 'sqlite:bus.sqlite'}\ntelemetry: {capacity: 1}\n"
     )
-    told = []
-    monkeypatch.setattr("esper.cli._grow._start", lambda *given: told.append(tuple(given[-1])))
-    run("grow", "--task", "spirals")
-    run("grow", "--task", "spirals", "--bus-capacity", 5)
-    assert told == [("sqlite:bus.sqlite", 3), ("sqlite:bus.sqlite", 5)]
+    (tmp_path / "here/short.yaml").write_text("steps: 20\ndecide_every: 2\ncontroller: none\n")
+    told = run("grow", "--task", "xor-2", "--config", "short.yaml", *options)
+    assert ("did not get to the bus, as too much waited" in told) is is_full
+
+
+def test_tokens_are_made_beside_settings_of_a_library_elsewhere(tmp_path):
+    (tmp_path / "here/esper.yaml").write_text("library: {where: 'http://lab:8420'}\n")
+    run("token", "make", "me", "--token-file", "tokens.json")
+    assert "me" in run("token", "list", "--token-file", "tokens.json")
+    told = run("token", "list", status=2)
+    assert "give --token-file FILE, the one that `esper serve` has, or --library FOLDER" in told
+    told = run("kernels", "list", "--library", "http://a:hunter2@lab:8420", status=2)
+    assert "not opened by http:// here" in " ".join(told.replace("│", " ").split())
+    assert "hunter2" not in told

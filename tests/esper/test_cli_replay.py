@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from esper.errors import LedgerError
+from esper.errors import Interrupted, LedgerError
 from esper.nissa import read_run, write_report
-from esper.tolaria import Hooks, Interrupted, open_run, retrain_run, start_run
+from esper.tolaria import Hooks, open_run, retrain_run, start_run
 from esper.tolaria._ledger import Ledger
 from tests.esper.runs import entries, measured
 from tests.esper.test_cli import end_of, esper_here, tree

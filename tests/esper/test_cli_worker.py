@@ -114,7 +114,8 @@ def test_a_worker_goes_on_without_a_bus_that_is_away(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     bus = f"redis://127.0.0.1:{port}/0"
-    with worker(tmp_path, "--library", "lib", "--bus", bus, "--once") as process:
+    options = ("--library", "lib", "--bus", bus, "--once", "--grace", 2)
+    with worker(tmp_path, *options) as process:
         status, said = ended(process, tmp_path)
     assert status == 0
     assert "1 compiled, 0 failed" in said
@@ -127,7 +128,11 @@ def test_a_worker_goes_on_without_a_bus_that_is_away(tmp_path):
         (("--bus", "carrier-pigeon:"), "names no bus: expected memory:, sqlite:PATH"),
         (("--library", "taken"), "the library folder .*taken cannot be used"),
         (("--workers", 0), "greater than or equal to 1"),
-        (("--metrics", "PORT"), "metrics cannot be served at port .*Choose another port, or 0"),
+        (
+            ("--metrics", "PORT"),
+            "metrics cannot be served at 127.0.0.1, port .*Choose another port, or 0",
+        ),
+        (("--metrics", 0, "--metrics-host", "203.0.113.7"), "at 203.0.113.7, port 0: .*address"),
     ],
 )
 def test_what_is_asked_wrongly_is_refused(tmp_path, monkeypatch, options, message):

@@ -17,25 +17,27 @@ from pydantic import SecretStr
 import esper
 from esper.artifacts import Artifact, rewrite_artifact
 from esper.cache import KernelCache
-from esper.contracts import BlueprintQuery, KernelQuery, KernelState
+from esper.contracts import BlueprintQuery, BlueprintState, Claim, KernelQuery, KernelState
 from esper.errors import (
     AccessDeniedError,
     CircuitBreakerOpenError,
     EsperError,
     InputError,
     KernelNotFoundError,
+    LeaseLostError,
     LibraryError,
     SchemaVersionError,
     ServiceUnavailableError,
 )
 from esper.recovery import CircuitBreaker, RetryPolicy
-from esper.urza import KernelLibrary, open_library
+from esper.urza import KernelLibrary, Library, open_library
 from esper.urza.client import AsyncLibraryClient, LibraryClient
 from esper.urza.client._library import Operations
 from esper.urza.client._operation import operation, streamed
 from esper.urza.service import Scope
 from tests.esper.cache_kernels import variant
 from tests.esper.service_process import Proxy, Serving
+from tests.esper.service_thread import ServedLibrary
 from tests.esper.urza_kinds import blueprint_request
 
 QUICK = RetryPolicy(attempts=6, base_delay=0.05, max_delay=0.5, jitter=0.0)
@@ -210,6 +212,32 @@ def test_a_download_goes_on_where_it_was_cut(client, proxy, large):
     assert b"".join(client.iter_bytes(kernel_id, 1000)) == large.data[1000:]
 
 
+def test_a_download_that_nobody_takes_leaves_its_connection_to_others(service, large):
+    token = service.tokens[Scope.ADMIN]
+    with LibraryClient(service.url, token, retry=ONCE, connections=1, timeout=5.0) as client:
+        kernel_id = client.put(large)
+        pieces = client.iter_bytes(kernel_id)
+        pieces.close()
+        assert list(pieces) == []
+        del pieces
+        client.iter_bytes(kernel_id)
+        next(client.iter_bytes(kernel_id))
+        assert client.record(kernel_id).kernel_id == kernel_id
+
+    async def work() -> None:
+        async with AsyncLibraryClient(
+            service.url, token, retry=ONCE, connections=1, timeout=5.0
+        ) as client:
+            pieces = await client.iter_bytes(kernel_id)
+            await pieces.aclose()
+            assert [piece async for piece in pieces] == []
+            await client.iter_bytes(kernel_id)
+            await anext(await client.iter_bytes(kernel_id))
+            assert (await client.record(kernel_id)).kernel_id == kernel_id
+
+    asyncio.run(work())
+
+
 def test_an_upload_that_is_cut_is_sent_again_and_is_there_once(client, proxy, artifact):
     kernel = rewrite_artifact(artifact, blueprint_name="cut", torchscript=b"ab" * 500_000)
     proxy.cut_requests_after, proxy.cuts = 400_000, 2
@@ -331,6 +359,10 @@ class _Strange(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
     def log_message(self, *what: object) -> None:
         pass
 
@@ -377,6 +409,19 @@ def test_what_answers_and_is_no_library_is_told_apart(strange):
     client.close()
 
 
+def test_an_error_of_a_download_that_is_cut_is_asked_for_again(strange):
+    client = LibraryClient(strange.url, "x" * 30, retry=RetryPolicy(attempts=2, base_delay=0.0))
+    gone = _problem(404, "KernelNotFoundError", "holds no kernel")
+    cut = (404, {"Content-Length": "1000"}, gone)
+    strange.answers = [cut, (404, {}, gone)]
+    with pytest.raises(KernelNotFoundError, match="holds no kernel"):
+        client.read_bytes("0" * 64)
+    strange.answers = [cut, cut]
+    with pytest.raises(ServiceUnavailableError, match=r"cannot be reached.*\(tried 2 times\)"):
+        client.read_bytes("0" * 64)
+    client.close()
+
+
 def test_another_version_is_told(strange):
     client = LibraryClient(strange.url, "x" * 30, retry=QUICK)
     newer = {"Esper-Version": "99.1"}
@@ -409,6 +454,76 @@ def test_a_service_that_asks_for_time_is_given_it(strange):
     assert strange.asked[0]["user-agent"] == f"esper/{esper.__version__}"
     assert strange.asked[0]["authorization"] == "Bearer " + "x" * 30
     client.close()
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_what_may_not_be_repeated_is_asked_once_where_it_may_have_been_done(strange, status):
+    client = LibraryClient(strange.url, "x" * 30, retry=QUICK)
+    away = (status, {}, _problem(status, "ServiceUnavailableError", "gave up"))
+    for ask in (lambda: client.claim("worker"), lambda: client.make_token("alice", "read")):
+        strange.answers, strange.asked[:] = [away], []
+        with pytest.raises(ServiceUnavailableError, match="gave up"):
+            ask()
+        assert len(strange.asked) == 1
+    # Whoever is told to come again was not let in.
+    busy = (429, {}, _problem(429, "ServiceUnavailableError", "come again"))
+    strange.answers, strange.asked[:] = [busy, (200, {}, b'{"claims": []}')], []
+    assert client.claim("worker") == []
+    assert len(strange.asked) == 2
+    client.close()
+
+
+def test_a_claim_that_ended_though_the_service_gave_up_on_it_is_not_lost(client, strange):
+    record = client.submit(blueprint_request(902, priority=9))
+    (claim,) = client.claim("worker")
+    asking = LibraryClient(strange.url, "x" * 30, retry=QUICK)
+    lost = (409, {}, _problem(409, "LeaseLostError", "is somebody else's"))
+    strange.answers = [
+        (504, {}, _problem(504, "ServiceUnavailableError")), lost,
+        (200, {}, record.model_dump_json().encode()),
+    ]  # fmt: skip
+    assert asking.fail(claim, "does not fit") == record
+    # Who came too often has done nothing: the lease is lost to somebody else.
+    strange.answers = [(429, {}, _problem(429, "ServiceUnavailableError")), lost]
+    with pytest.raises(LeaseLostError, match="somebody else's"):
+        asking.fail(claim, "does not fit")
+    asking.close()
+    client.fail(claim, "does not fit")
+
+
+class _Late(Library):
+    """A library whose claims are made at once, and told late."""
+
+    told = threading.Event()
+
+    def claim(self, worker: str, *, most: int = 1, lease_seconds: float = 60.0) -> list[Claim]:
+        claims = super().claim(worker, most=most, lease_seconds=lease_seconds)
+        self.told.wait(60)
+        return claims
+
+
+def test_claims_whose_answer_comes_too_late_are_given_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("esper.urza.service._state.ANSWER_SECONDS", 1.0)
+    place = tmp_path / "late"
+    _Late.told.clear()
+    with ServedLibrary(lambda: _Late(place), place / "library.sqlite", retry=QUICK) as library:
+        for number in range(3):
+            library.submit(blueprint_request(number))
+        waiting = BlueprintQuery(states=(BlueprintState.UNVALIDATED,))
+        try:
+            with pytest.raises(ServiceUnavailableError, match="did not answer within"):
+                library.claim("worker", lease_seconds=3600.0)
+            assert len(library.blueprints(waiting).items) == 2
+        finally:
+            _Late.told.set()
+        for _ in range(200):
+            found = library.blueprints(waiting).items
+            if len(found) == 3:
+                break
+            time.sleep(0.02)
+        assert [each.attempts for each in found] == [0, 0, 0]
+        (claim,) = library.claim("worker")
+        assert claim.attempt == 1
 
 
 def test_waits_are_drawn_between_nothing_and_the_policy(service):

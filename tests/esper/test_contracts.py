@@ -352,3 +352,13 @@ def test_a_long_reason_keeps_its_beginning_and_its_end():
     assert kept.startswith("begin xx")
     assert kept.endswith("xx\N{REPLACEMENT CHARACTER}? end")
     assert " … " in kept
+
+
+def test_what_no_library_could_keep_is_refused():
+    with pytest.raises(ValidationError, match="input_shape"):
+        KernelSignature(input_shape=(), output_shape=(1,))
+    source = json.dumps({"name": "\ud800"}, sort_keys=True, indent=1)
+    with pytest.raises(ValidationError, match="`name` of a blueprint holds half a character"):
+        BlueprintRequest(source=source, signature=KernelSignature.parse("2->1"))
+    with pytest.raises(ValidationError, match="less than or equal to 86400"):
+        Claim.model_validate({"seconds": 1e300})

@@ -18,7 +18,10 @@ import redis
 from obstore.exceptions import PermissionDeniedError
 from obstore.store import S3Store
 
+from esper.lab._postgres import postgres_server
 from esper.lab._process import wait_until_gone
+from esper.lab._programs import find_programs
+from esper.lab._secrets import secrets_of
 from tests.esper.lab_process import PATIENCE, LabProcess, needs_servers
 
 STORES = ("postgres", "redis", "s3")
@@ -104,6 +107,23 @@ def test_the_role_of_the_library_owns_its_database_and_nothing_else(lab):
         assert connection.execute(asked, ("esper",)).fetchone() == (False,)
         assert connection.execute("SHOW data_checksums").fetchone() == ("on",)
         assert connection.execute("SHOW fsync").fetchone() == ("on",)
+
+
+def test_the_password_of_the_role_is_in_no_statement_that_the_server_logs(lab):
+    secrets = secrets_of(lab.folder.secrets, used=True)
+    server = postgres_server(lab.folder, lab.ports["postgres"], secrets, find_programs())
+    address = f"postgresql://postgres:{secrets.postgres_superuser}@127.0.0.1:{server.port}/postgres"
+    log = lab.folder.log("postgres")
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("ALTER ROLE postgres SET log_statement = 'all'")
+        try:
+            server.furnish()
+        finally:
+            connection.execute("ALTER ROLE postgres RESET log_statement")
+    assert 'ALTER ROLE "esper" LOGIN PASSWORD' in log.read_text()
+    assert secrets.postgres not in log.read_text()
+    with database(lab) as connection:  # by the same password
+        assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_what_redis_acknowledges_is_on_the_disk(lab):

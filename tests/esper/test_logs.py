@@ -14,10 +14,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper.contracts import KernelSignature
 from esper.errors import InputError
 from esper.logs import Redaction, bound, configure_logs, get_log, is_secret_name
+from esper.tezzeret import CompileJob, load_blueprint
+from esper.tezzeret.service import request_of
+from esper.tezzeret.service._leases import Leases
+from esper.tezzeret.service._outbox import Outbox
+from esper.tezzeret.service._patience import Patience
+from esper.tezzeret.service._settling import Settling
+from esper.tezzeret.service._statistics import Counts
+from esper.urza import Library
 from tests.esper.contract_values import JSON
+from tests.esper.service_thread import ServedLibrary
 
+SIGNATURE = KernelSignature(input_shape=(3,), output_shape=(4,))
 LOG = get_log("esper.test_logs")
 
 
@@ -162,6 +173,79 @@ def test_the_standard_library_s_way_goes_the_same_way():
     assert first["message"] == "one of 2"
     assert "its arguments do not fit" in second["message"]
     assert (third["error"]["type"], third["error"]["message"]) == ("ValueError", "bad")
+
+
+def test_what_the_standard_library_calls_extra_are_fields():
+    logger = logging.getLogger("esper.elsewhere")
+
+    def act():
+        more = {"run": "a-1", "token": "hunter2", "values": [1]}
+        with bound(run="before", layer=3):
+            logger.info("%d begun", 1, extra=more)
+        more["values"].append(2)
+
+    (found,) = objects(act)
+    del found["time"]
+    assert found == {
+        "level": "info", "logger": "esper.elsewhere", "message": "1 begun",
+        "run": "a-1", "layer": 3, "token": "***", "values": [1],
+    }  # fmt: skip
+    assert written("plain", act).endswith(" 1 begun run=a-1 layer=3 token=*** values=[1]\n")
+
+
+def test_what_others_leave_at_a_record_is_no_field():
+    formatter = logging.Formatter("%(asctime)s %(message)s")
+
+    class Other(logging.Handler):
+        def emit(self, record):
+            formatter.format(record)
+
+    logger, other = logging.getLogger("esper.elsewhere"), Other()
+    logger.addHandler(other)
+    try:
+        # As uvicorn does; its other handlers have seen it first.
+        (found,) = objects(lambda: logger.info("up", extra={"color_message": "\x1b[1mup\x1b[0m"}))
+    finally:
+        logger.removeHandler(other)
+    assert found.keys() == {"time", "level", "logger", "message"}
+
+
+def test_a_worker_s_line_says_of_which_blueprint_it_is(tmp_path):
+    library = Library(tmp_path / "library")
+    library.submit(request_of(CompileJob(load_blueprint("low_rank"), SIGNATURE)))
+    (claim,) = library.claim("worker-1", most=1, lease_seconds=60.0)
+
+    def away(*what):
+        raise AssertionError(what)
+
+    leases = Leases(library.renew, on_lost=away, on_away=away)
+    leases.hold([claim])
+    outbox, counts = Outbox(None, on_away=away), Counts(None, lambda: 0.0)
+    settling = Settling(library, leases, outbox, counts, Patience(away), 1.0)
+    (found,) = objects(lambda: settling.fail(claim, "it is wrong"))
+    leases.close()
+    library.close()
+    del found["time"]
+    assert found == {
+        "level": "warning", "logger": "esper.tezzeret.worker", "message": "a blueprint was failed",
+        "worker": "worker-1", "blueprint": "low_rank",
+        "blueprint_id": claim.blueprint.blueprint_id, "attempt": 1, "reason": "it is wrong",
+    }  # fmt: skip
+
+
+def test_a_service_s_line_says_whose_request_it_was_and_how_long_it_took(tmp_path):
+    def act():
+        served = ServedLibrary(lambda: Library(tmp_path / "library"))
+        try:
+            assert served.find() == []
+        finally:
+            served.close()
+
+    (found,) = [line for line in objects(act) if "token_name" in line]
+    assert found["logger"] == "esper.urza.service"
+    assert found["token_name"] == "tests"
+    assert len(found["request"]) == 32
+    assert found["milliseconds"] > 0.0
 
 
 def test_markup_and_control_characters_steer_no_terminal():

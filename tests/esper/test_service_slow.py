@@ -113,6 +113,28 @@ def test_who_does_not_read_an_answer_is_cut_off_and_costs_no_memory(tmp_path, ar
         service.close()
 
 
+def test_who_reads_slowly_and_is_never_silent_gets_the_whole_answer(service, artifact):
+    from esper.artifacts import rewrite_artifact
+
+    large = rewrite_artifact(artifact, blueprint_name="slowly", torchscript=os.urandom(8 << 20))
+    assert service.upload(large.kernel_id, large.data).status == 201
+    path = f"/api/v1/kernels/{large.kernel_id}/artifact"
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer"
+    with socket.socket() as raw:
+        # A small buffer: what is not read here waits at the service.
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.settimeout(20)
+        raw.connect(("127.0.0.1", service.port))
+        raw.sendall(f"{head} {service.tokens[Scope.READ]}\r\n\r\n".encode())
+        found = b""
+        # Several times as long as it waits for who is silent.
+        for _ in range(125):
+            found += raw.recv(2000)
+            time.sleep(0.02)
+        found += _rest(raw)
+    assert found.endswith(large.data)
+
+
 def test_more_than_is_agreed_at_once_are_told_to_come_again(service):
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(service.raw()) for _ in range(6)]
@@ -219,6 +241,14 @@ def test_it_is_ready_while_database_and_blobs_answer_and_not_else(tmp_path, arti
         (service.library / "away").rename(kernels)
         time.sleep(1.1)
         assert service.ask("GET", "/readyz", token=None).status == 200
+        # One kernel without its file concerns who asks for that one.
+        second = variant(artifact, 1)
+        assert service.upload(second.kernel_id, second.data).status == 201
+        first = service.ask("GET", "/api/v1/kernels?order=parameters").data["items"][0]["kernel_id"]
+        (file,) = kernels.rglob(f"{first}*")
+        file.unlink()
+        time.sleep(1.1)
+        assert service.ask("GET", "/readyz", token=None).status == 200
         # What is no database any more.
         for file in service.library.glob("library.sqlite*"):
             file.write_bytes(b"nothing of a database" * 500)
@@ -230,6 +260,20 @@ def test_it_is_ready_while_database_and_blobs_answer_and_not_else(tmp_path, arti
         assert asked.problem["error"] in ("LibraryError", "InputError")
     finally:
         service.close()
+
+
+def test_a_file_of_tokens_that_cannot_be_read_is_no_fault_of_who_asks(service):
+    tokens = service.token_file.read_bytes()
+    service.token_file.write_text("no tokens")
+    try:
+        for token in (service.tokens[Scope.ADMIN], "x" * 40):
+            refused = service.ask("GET", "/api/v1/kernels", token=token)
+            assert (refused.status, refused.problem["error"]) == (503, "ServiceUnavailableError")
+            assert str(service.token_file) not in refused.body.decode()
+        assert f"tokens in {service.token_file} cannot be read" in service.errors()
+    finally:
+        service.token_file.write_bytes(tokens)
+    assert service.ask("GET", "/api/v1/kernels").status == 200
 
 
 def test_many_clients_at_once_all_get_their_answers(tmp_path, artifact):
@@ -296,6 +340,12 @@ def test_what_it_cannot_be_started_with_is_said(tmp_path):
     assert f"port {port} of 127.0.0.1 is in use" in refused.stderr
     half = _command("serve", *place, "--database", "sqlite:///x")
     assert "give both --database and --blobs" in half.stderr
+    files = _command("serve", *place, "--blobs", "s3://bucket/x")
+    assert "give both --database and --blobs" in files.stderr
+    missing = str(tmp_path / "nope.pem")
+    secure = _command("serve", *place, "--port", "0", "--certificate", missing, "--key", missing)
+    assert secure.returncode == 2
+    assert f"{missing} of --certificate cannot be read" in secure.stderr
     assert "takes both --certificate and --key" in _command("serve", *place, "--key", "x").stderr
     secret = "hunter2-hunter2"
     away = _command(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper.cli._serve import _moment
 from esper.errors import ConflictError, InputError
 from esper.urza.service import Limits, Scope, TokenFile, digest_of, token_of
 from esper.urza.service._rate import Rate
@@ -143,3 +144,22 @@ def test_a_bucket_lets_through_no_more_than_its_content_and_what_flows_in(rate, 
 def test_limits_are_positive(field, value):
     with pytest.raises(InputError, match=f"{field} of a service's limits must be more than 0"):
         Limits(**{field: value})
+
+
+def test_a_file_of_tokens_keeps_its_mode(tmp_path):
+    path = tmp_path / "tokens.json"
+    file = TokenFile(path)
+    file.make("alice", Scope.READ)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    file.make("bob", Scope.READ)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("expires", [-1.0, 1e17, float("inf"), float("nan")])
+def test_an_end_that_no_date_has_is_refused_and_one_of_before_is_listed(tmp_path, expires):
+    path = tmp_path / "tokens.json"
+    with pytest.raises(InputError, match="'far' cannot expire at .*the end of the year 9999"):
+        TokenFile(path).make("far", Scope.READ, expires=expires)
+    assert _moment(1e17) == "1e+17 s"
+    assert _moment(0.0) == "1970-01-01 00:00"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.bench._paired import Sampling
-from experiments.bench.training import Settings, Turns, _row, measure
+from experiments.bench._training_loops import Loop
+from experiments.bench.training import Settings, Turns, measure, row_of
 
 TINY = Sampling(rounds=2, builds=1, sample=1e-6, warmup=1, budget=0.0, least=2)
 SETTINGS = Settings(
@@ -65,10 +66,19 @@ def test_the_large_network_has_a_checkpoint_of_8_mb():
 
 def test_the_bare_loops_have_their_turns_and_evaluation_is_left_out():
     trained: list[tuple[str, int, int]] = []
-    bare = tuple(
-        lambda first, last, name=name: trained.append((name, first, last)) for name in "ab"
-    )
-    turns = Turns((bare[0], bare[1]), 10, TINY, warmup=1)
+
+    def loop(name: str) -> Loop:
+        def train(first: int, last: int) -> float:
+            trained.append((name, first, last))
+            return 0.0
+
+        def evaluate() -> None:
+            own.evaluated += 1_000.0
+
+        own = Loop(train, evaluate, 5)
+        return own
+
+    turns = Turns((loop("a"), loop("b")), 10, TINY, warmup=1)
     spent = 0.0
     for step in (10, 20, 30, 40):
         assert not turns.over()
@@ -78,9 +88,11 @@ def test_the_bare_loops_have_their_turns_and_evaluation_is_left_out():
     # The first turn begins Tolaria's time, the second is warm-up.
     assert len(turns.seconds) == 2
     assert turns.evaluations == [1_000.0, 1_000.0]
-    row = _row([turns], "work", 1.0, 10)
+    row = row_of([turns], "work", 1.0, 10)
     assert row.rounds == 2
     assert np.array(turns.seconds)[:, 2].max() < -999.0
     steps = [(first, last) for name, first, last in trained if name == "a"]
-    assert steps == [(0, 10), (10, 20), (20, 30), (30, 40)]
-    assert {name for name, *_ in trained[::2]} == {"a", "b"}
+    assert steps == [(i, i + 5) for i in range(0, 40, 5)]
+    assert {name for name, *_ in trained[::4]} == {"a", "b"}
+    # Both evaluate twice in ten steps, which is in no bare time.
+    assert np.array(turns.seconds)[:, :2].max() < -1_999.0

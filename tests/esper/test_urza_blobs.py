@@ -27,6 +27,7 @@ from esper.errors import (
 )
 from esper.urza import Library, S3Access
 from esper.urza._blobs import blob_name, open_blobs
+from esper.urza._kernels import _MOST_PLATFORMS, _PLATFORMS, _platforms
 from tests.esper.cache_kernels import variant
 from tests.esper.servers import free_port
 from tests.esper.urza_kinds import Clock, make_place
@@ -201,6 +202,29 @@ def test_files_that_nothing_names_go_when_they_are_old(tmp_path, artifact):
     library.close()
 
 
+def test_half_files_go_when_they_are_old(tmp_path, artifact):
+    clock = Clock()
+    clock.seconds = time.time()
+    library = Library(tmp_path, clock=clock)
+    kernel_id = library.put(artifact)
+    half = tmp_path / f"{blob_name(kernel_id)}#1"
+    half.write_bytes(artifact.data[:1_000])
+    other = half.with_name("notes.kernel#1")
+    other.write_text("not a kernel's")
+    # Without a grace time too: a put that is under way could not go on without it.
+    report = library.collect_garbage(RetentionPolicy(grace_seconds=0.0))
+    assert (report.unlisted, report.young) == ((), 1)
+    clock.seconds += 3_601.0
+    for dry_run in (True, False):
+        assert half.exists()
+        report = library.collect_garbage(RetentionPolicy(dry_run=dry_run))
+        assert (report.unlisted, report.unlisted_bytes) == ((kernel_id,), 1_000)
+    assert not half.exists()
+    assert other.exists()
+    assert library.get(kernel_id).data == artifact.data
+    library.close()
+
+
 @pytest.mark.parametrize("kind", ["sqlite-folder", "postgres-folder"])
 def test_puts_beside_removals_leave_no_row_without_its_file(kind, tmp_path, request, artifact):
     place = make_place(kind, tmp_path, request)
@@ -332,6 +356,13 @@ def test_who_is_killed_while_putting_leaves_no_half_kernel(tmp_path, artifact):
             assert library.get(kernel_id).kernel_id == kernel_id
         library.close()
     assert len(done) > 4
+    clock = Clock()
+    clock.seconds = time.time() + 1e5
+    library = Library(tmp_path / "library", clock=clock)
+    library.collect_garbage(RetentionPolicy())
+    files = {path.name for path in (tmp_path / "library" / "kernels").rglob("*.*")}
+    assert files == {f"{record.kernel_id}.kernel" for record in library.find()}
+    library.close()
 
 
 def test_a_full_disk_beside_a_database_elsewhere(small_disk, tmp_path, artifact):
@@ -349,3 +380,15 @@ def test_a_full_disk_beside_a_database_elsewhere(small_disk, tmp_path, artifact)
 
 def test_names_of_files():
     assert blob_name("ab" * 32) == f"kernels/ab/{'ab' * 32}.kernel"
+
+
+def test_where_a_program_runs_is_remembered_without_the_program():
+    program = b"no program" * 1_000
+    before = sys.getrefcount(program)
+    assert _platforms("a program of the tests", program) == ()
+    assert sys.getrefcount(program) == before
+    for number in range(_MOST_PLATFORMS):
+        _PLATFORMS[f"another {number}"] = ()
+    _platforms("one more", program)
+    assert len(_PLATFORMS) <= _MOST_PLATFORMS
+    _PLATFORMS.clear()

@@ -1,7 +1,7 @@
 """A worker is killed at any moment: no blueprint is lost, and no half kernel is found.
 
 The moments are those at which the library is seen to be in some state, and random ones. How many
-rounds: `KILLED_ROUNDS`, by default 6.
+rounds: `KILLED_ROUNDS`, by default 5.
 """
 
 import os
@@ -24,7 +24,7 @@ from tests.esper.test_cli import ENVIRONMENT
 from tests.esper.test_cli_worker import SIGNATURE
 from tests.esper.test_worker_parts import until
 
-ROUNDS = int(os.environ.get("KILLED_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("KILLED_ROUNDS", "5"))
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 240.0
 

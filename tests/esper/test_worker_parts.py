@@ -250,6 +250,22 @@ def test_renewals_go_on_when_the_library_is_back(library, leases):
     assert not lost
 
 
+def test_an_error_that_nobody_foresaw_does_not_end_renewals(library, leases):
+    held, lost, away = leases
+    library.error = ValueError("half an answer")
+    held.hold([claim()])
+    until(lambda: len(away) > 1)
+    assert [(type(error), missed) for _, error, missed in away[:2]] == [
+        (ValueError, 1),
+        (ValueError, 2),
+    ]
+    library.error = None
+    count = len(library.renewed)
+    until(lambda: len(library.renewed) > count + 2)
+    assert held.current(claim()) is not None
+    assert not lost
+
+
 def message(number: int) -> OonaMessage:
     return OonaMessage(topic=Topic.BLUEPRINT_CHANGED, sender_id="w", payload={"number": number})
 
@@ -282,6 +298,18 @@ def test_an_outbox_publishes_in_order_and_keeps_what_a_bus_that_is_away_does_not
     outbox.close()
     assert bus.taken == list(range(41))
     assert (outbox.published, outbox.dropped) == (41, 0)
+
+
+def test_an_error_that_nobody_foresaw_does_not_end_an_outbox():
+    bus, away = _Bus(), []
+    outbox = Outbox(bus, on_away=lambda *what: away.append(what), policy=QUICK)
+    bus.error = ValueError("half an answer")
+    outbox.put(message(0))
+    until(lambda: len(away) > 1)
+    bus.error = None
+    outbox.close()
+    assert type(away[0][1]) is ValueError
+    assert (bus.taken, outbox.published, outbox.dropped) == ([0], 1, 0)
 
 
 def test_an_outbox_is_bounded_and_counts_what_it_drops():

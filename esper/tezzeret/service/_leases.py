@@ -131,7 +131,8 @@ class Leases:
                 return
         try:
             renewed = self._renew(held.claim)
-        except (EsperError, OSError) as error:
+        except Exception as error:
+            # What nobody foresaw, too: without this thread no claim would ever be renewed again.
             self._not_renewed(held, error)
         else:
             self._missed = 0
@@ -140,7 +141,7 @@ class Leases:
                 held.due = self._due(renewed)
 
     def _not_renewed(self, held: _Held, error: Exception) -> None:
-        if is_away(error):
+        if is_away(error) or not isinstance(error, EsperError):
             self._missed += 1
             self._on_away("renewing a claim", error, self._missed)
             with self._changed:

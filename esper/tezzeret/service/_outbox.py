@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from esper.contracts import OonaMessage
-from esper.errors import EsperError, InputError
+from esper.errors import InputError
 from esper.recovery import RetryPolicy
 from esper.tezzeret.service._patience import POLICY
 
@@ -103,7 +103,8 @@ class Outbox:
                 # It would be refused again, and nothing after it would ever go.
                 self._on_away("announcing", error, 1)
                 self._gone(published=False)
-            except (EsperError, OSError) as error:
+            except Exception as error:
+                # What nobody foresaw, too: without this thread nothing would ever be announced.
                 missed += 1
                 self._on_away("announcing", error, missed)
                 if not self._pause(next(delays)):

@@ -309,5 +309,5 @@ def _away(service: str, worker: str, what: str, error: Exception, missed: int) -
         service,
         what,
         error,
-        extra={"worker": worker, "missed": missed},
+        extra={"worker": worker, "missed": missed, "error_type": type(error).__name__},
     )

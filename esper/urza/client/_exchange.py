@@ -26,6 +26,14 @@ class _AwayError(Exception):
         self.answer = answer
 
 
+class _ToldError(Exception):
+    """The service answered what is wrong with a request."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
 class Exchange:
     """Sends requests to one service, again where that may help.
 
@@ -94,11 +102,17 @@ class Exchange:
         Raises:
             As `ask`.
         """
-        opened = yield from self._tried(lambda: self.transport.open(ask), _read_away, repeat=True)
-        if opened.status < 300 or opened.status in taken:
-            return opened
-        answer = yield from _taken_in(opened)
-        raise error_of(self.url, answer)
+
+        def check(opened: Opened) -> Effects[None]:
+            # Here, so that an error that is cut before it is told is asked for again.
+            if opened.status >= 300 and opened.status not in taken:
+                answer = yield from _taken_in(opened)
+                raise (_AwayError if opened.status in LATER else _ToldError)(answer)
+
+        try:
+            return (yield from self._tried(lambda: self.transport.open(ask), check, repeat=True))
+        except _ToldError as told:
+            raise error_of(self.url, told.answer) from None
 
     def _tried(
         self,
@@ -120,7 +134,10 @@ class Exchange:
                         f" {attempt + 1} times). Check its address, and that it runs."
                     ) from broken
             except _AwayError as away:
-                if attempt == last:
+                # Whoever gave up on an answer may have left behind what goes on and is done.
+                done = away.answer.status in AWAY
+                uncertain |= done
+                if attempt == last or (done and not repeat):
                     raise error_of(self.url, away.answer) from None
                 wait = retry_after(away.answer.headers)
                 if wait > LONGEST_WAIT:
@@ -146,6 +163,9 @@ class Exchange:
             failed = away.answer.status in AWAY
             (self.breaker.record_failure if failed else self.breaker.record_success)(permit)
             raise
+        except _ToldError:
+            self.breaker.record_success(permit)
+            raise
         except BaseException:
             self.breaker.release(permit)
             raise
@@ -170,12 +190,6 @@ def _whole(answer: Answer) -> Effects[None]:
         raise _AwayError(answer)
     return
     yield Wait(0.0)
-
-
-def _read_away(opened: Opened) -> Effects[None]:
-    if opened.status in LATER:
-        answer = yield from _taken_in(opened)
-        raise _AwayError(answer)
 
 
 def _taken_in(opened: Opened) -> Effects[Answer]:

@@ -1,5 +1,7 @@
 """Endpoints: blueprints that wait to be compiled, and the claims of workers on them."""
 
+import contextlib
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -11,9 +13,8 @@ from esper.contracts import (
     BlueprintState,
     Claim,
     Page,
-    moves_from,
 )
-from esper.errors import IllegalTransitionError
+from esper.errors import IllegalTransitionError, LeaseLostError
 from esper.urza._wire import API, BlueprintMove, ClaimRequest, Claims, Completion, Failure
 from esper.urza.service import _answers
 from esper.urza.service._gate import GuardedRoute, needs
@@ -26,7 +27,7 @@ from esper.urza.service._parameters import (
     Text,
     signature_of,
 )
-from esper.urza.service._problems import RefusedError
+from esper.urza.service._problems import refused_move
 from esper.urza.service._state import service_of
 from esper.urza.service._tokens import Scope
 
@@ -90,12 +91,7 @@ async def move(request: Request, blueprint_id: IdInPath) -> Response:
         )
     except IllegalTransitionError as error:
         now = (await service.ask(library.blueprint, blueprint_id)).state
-        raise RefusedError(
-            409,
-            IllegalTransitionError,
-            str(error),
-            more={"legal_moves": [state.value for state in moves_from(now)]},
-        ) from error
+        raise refused_move(error, now) from error
     return _answers.data(found)
 
 
@@ -103,10 +99,20 @@ async def move(request: Request, blueprint_id: IdInPath) -> Response:
 @needs(Scope.WRITE, body=ClaimRequest)
 async def claim(request: Request) -> Response:
     """Take blueprints to compile; nobody else gets them before the lease has run out."""
-    service = service_of(request)
+    service, library = service_of(request), service_of(request).library
     asked = await request.state.body.data(ClaimRequest)
-    found = await service.ask(
-        service.library.claim, asked.worker, most=asked.most, lease_seconds=asked.lease_seconds
+
+    def give_all_back(claims: Sequence[Claim]) -> None:
+        for each in claims:
+            with contextlib.suppress(LeaseLostError):
+                library.give_back(each)
+
+    found = await service.ask_or_undo(
+        give_all_back,
+        library.claim,
+        asked.worker,
+        most=asked.most,
+        lease_seconds=asked.lease_seconds,
     )
     return _answers.data(Claims(claims=tuple(found)))
 

@@ -3,8 +3,12 @@
 uvicorn gives up on a connection that is silent after an answer, and on no other.
 """
 
+import array
 import asyncio
+import contextlib
+import fcntl
 import functools
+import termios
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -42,7 +46,7 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stalled is None:
-            self._stalled = self.loop.call_later(self._limits.idle_seconds, self._abort)
+            self._await_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -61,10 +65,28 @@ class Connection(H11Protocol):
             self.transport.write(_LATE)
             self.transport.close()
 
-    def _abort(self) -> None:
-        # What was to be sent is thrown away: whoever does not read it would keep it in memory.
+    def _await_reader(self) -> None:
+        waiting = self._waiting()
+        self._stalled = self.loop.call_later(
+            self._limits.idle_seconds, self._look_at_reader, waiting
+        )
+
+    def _look_at_reader(self, before: int) -> None:
         self._stalled = None
-        self.transport.abort()
+        if self._waiting() < before:
+            # Slow, and not silent: writing goes on only once most of what waits is taken.
+            self._await_reader()
+        else:
+            # What was to be sent is thrown away: whoever does not read it would keep it in memory.
+            self.transport.abort()
+
+    def _waiting(self) -> int:
+        """Bytes that the reader has not taken, here and in the system's buffer of the socket."""
+        held = array.array("i", [0])
+        # The system takes more from here only once a large part of its own buffer is free.
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self.transport.get_extra_info("socket"), termios.TIOCOUTQ, held)
+        return self.transport.get_write_buffer_size() + held[0]
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> None:

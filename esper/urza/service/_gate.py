@@ -19,7 +19,14 @@ from esper.contracts import Data
 from esper.errors import AccessDeniedError, InputError, ServiceUnavailableError
 from esper.urza._wire import VERSION_HEADER
 from esper.urza.service._body import Body, CutShortError
-from esper.urza.service._problems import RefusedError, malformed, problem, problem_of, reasons
+from esper.urza.service._problems import (
+    RETRY_SECONDS,
+    RefusedError,
+    malformed,
+    problem,
+    problem_of,
+    reasons,
+)
 from esper.urza.service._state import Service, log, service_of
 from esper.urza.service._tokens import Scope, Token
 
@@ -148,7 +155,7 @@ def _admit(service: Service, request: Request, scope: Scope | None) -> Token | N
     """The token of who asks.
 
     Raises:
-        RefusedError: with 401, 403 or 429.
+        RefusedError: with 401, 403 or 429; with 503 where the file of tokens cannot be read.
     """
     if scope is None:
         return None
@@ -161,7 +168,18 @@ def _admit(service: Service, request: Request, scope: Scope | None) -> Token | N
             " TOKEN`; `esper token make` makes one",
             headers=_CHALLENGE,
         )
-    token = service.tokens.find(secret.strip())
+    try:
+        token = service.tokens.find(secret.strip())
+    except InputError as error:
+        # Who asks has done nothing wrong, and is not told where the service keeps its files.
+        log.error("%s", error)
+        raise RefusedError(
+            503,
+            ServiceUnavailableError,
+            "the service cannot read its tokens, and its log says why: tell its admin, and try"
+            " again later",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        ) from error
     if token is None:
         raise RefusedError(
             401,

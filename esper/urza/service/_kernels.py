@@ -10,7 +10,6 @@ from esper.contracts import (
     KernelState,
     KernelUsage,
     Page,
-    moves_from,
 )
 from esper.errors import (
     ConflictError,
@@ -40,7 +39,7 @@ from esper.urza.service._parameters import (
     Text,
     signature_of,
 )
-from esper.urza.service._problems import RefusedError
+from esper.urza.service._problems import refused_move
 from esper.urza.service._ranges import IMMUTABLE, asked_range, etag, has_it, not_modified
 from esper.urza.service._state import service_of
 from esper.urza.service._tokens import Scope
@@ -122,7 +121,8 @@ async def put(
     """Upload a kernel's artifact, which is read as data and never loaded here.
 
     It is TESTING unless whoever uploads it says otherwise. Uploaded again, it changes nothing but
-    that the tags are added, and, where it is trusted, that TESTING becomes VALIDATED.
+    that the tags are added, and, where it is trusted and not put as TESTING, that TESTING becomes
+    VALIDATED.
     """
     service, library = service_of(request), service_of(request).library
     checked = TagChange(add=tuple(tag or ()))
@@ -136,7 +136,7 @@ async def put(
     first = state or (KernelState.VALIDATED if trusted else KernelState.TESTING)
     await service.run(library.put, read, tags=checked.add, state=first)
     after = await service.ask(library.record, kernel_id)
-    if trusted and after.state is KernelState.TESTING:
+    if trusted and state is not KernelState.TESTING and after.state is KernelState.TESTING:
         try:
             after = await service.ask(
                 library.set_state,
@@ -225,12 +225,7 @@ async def move(request: Request, kernel_id: IdInPath) -> Response:
         )
     except IllegalTransitionError as error:
         now = (await service.ask(library.record, kernel_id)).state
-        raise RefusedError(
-            409,
-            IllegalTransitionError,
-            str(error),
-            more={"legal_moves": [state.value for state in moves_from(now)]},
-        ) from error
+        raise refused_move(error, now) from error
     return _answers.data(found)
 
 

@@ -93,7 +93,8 @@ class Outside:
                     extra={
                         "request": number.decode(),
                         "milliseconds": round(1e3 * seconds, 3),
-                        "token": None if token is None else token.name,
+                        # The field `token` would be taken for the secret itself.
+                        "token_name": None if token is None else token.name,
                     },
                 )
 

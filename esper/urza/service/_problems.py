@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
+from esper.contracts import BlueprintState, KernelState, moves_from
 from esper.errors import (
     AccessDeniedError,
     ArtifactError,
@@ -80,6 +81,16 @@ class RefusedError(Exception):
         return problem(
             self.status, self.error.__name__, self.detail, headers=self.headers, more=self.more
         )
+
+
+def refused_move(error: IllegalTransitionError, now: BlueprintState | KernelState) -> RefusedError:
+    """A state that may not follow is refused with those that may.
+
+    Args:
+        now: the state of what was to be moved.
+    """
+    legal = [state.value for state in moves_from(now)]
+    return RefusedError(409, IllegalTransitionError, str(error), more={"legal_moves": legal})
 
 
 def problem(

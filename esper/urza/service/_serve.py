@@ -1,7 +1,6 @@
 """Serving a library until somebody ends it, in one process or several."""
 
 import dataclasses
-import errno
 import functools
 import os
 import shutil
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esper._sockets import listening
 from esper.errors import InputError
 from esper.urza.service._limits import Limits
 from esper.urza.service._tokens import Token, TokenFile
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from esper.urza import KernelLibrary
 
-
+_BACKLOG = 2048
 _SWITCH_SECONDS = 5e-4
 
 
@@ -87,7 +87,7 @@ def serve(options: ServiceOptions, *, tell: Callable[[str], None] = lambda text:
         )
     # What is wrong with the library is said here, and not by a process that nobody looks at.
     options.open_library().close()
-    with _listening(options.host, options.port) as listener:
+    with listening(options.host, options.port, backlog=_BACKLOG) as listener:
         config = uvicorn.Config(
             functools.partial(make_from, options),
             factory=True,
@@ -187,30 +187,3 @@ def _serve_by_workers(config: Any, listener: socket.socket, ready: Callable[[], 
 def _shown(listener: socket.socket, *, secure: bool) -> str:
     host, port = listener.getsockname()[:2]
     return f"http{'s' * secure}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens already: the address that is told can be asked at once."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, UnicodeError, OverflowError) as error:
-        raise InputError(f"the address {host!r} is none of this machine: {error}") from error
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise InputError(
-                f"port {port} of {host} is in use: give another by --port, or --port 0 to have a"
-                " free one chosen"
-            ) from error
-        raise InputError(
-            f"cannot listen at {host}, port {port}: {error.strerror or error}; give another --host"
-            " or --port"
-        ) from error
-    return listener

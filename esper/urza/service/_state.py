@@ -4,7 +4,7 @@ import asyncio
 import concurrent.futures
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from starlette.requests import Request
@@ -62,6 +62,7 @@ class Service:
         self._threads = concurrent.futures.ThreadPoolExecutor(
             limits.threads, thread_name_prefix="urza"
         )
+        self._undoing: set[asyncio.Future[None]] = set()
         self.blobs: Blobs = Blobs(self)
 
     async def ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -70,9 +71,41 @@ class Service:
         Raises:
             RefusedError: with 503, where it does not answer.
         """
+        return await self._in_time(self.run(call, *args, **kwargs))
+
+    async def ask_or_undo(
+        self, undo: Callable[[T], object], call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Ask the library, in a thread; what it does too late is undone.
+
+        Args:
+            undo: is given, in a thread, the result that came when nobody waited for it any more.
+
+        Raises:
+            RefusedError: as `ask`.
+        """
+        running = self._threads.submit(functools.partial(call, *args, **kwargs))
+        answer = asyncio.wrap_future(running)
+        try:
+            return await self._in_time(asyncio.shield(answer))
+        except RefusedError:
+            if not running.cancel():
+                undoing = asyncio.ensure_future(self._undo(undo, answer))
+                # The loop itself keeps no task alive.
+                self._undoing.add(undoing)
+                undoing.add_done_callback(self._undoing.discard)
+            raise
+
+    async def _undo(self, undo: Callable[[T], object], answer: Awaitable[T]) -> None:
+        try:
+            await self.run(undo, await answer)
+        except Exception:
+            log.exception("what the library did too late could not be undone")
+
+    async def _in_time(self, answer: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                return await self.run(call, *args, **kwargs)
+                return await answer
         except TimeoutError as error:
             log.error("the library did not answer within %s s", ANSWER_SECONDS)
             raise RefusedError(

@@ -21,6 +21,8 @@ _LOOK_SECONDS = 1.0
 """Whoever asks more often is told what was found the last time."""
 _READY_SECONDS = 5.0
 _NOWHERE = "0" * 64
+_MOST_ASKED = 10
+"""Kernels that are looked for before the store of files is taken for lost."""
 Part = Literal["ok", "failed"]
 
 
@@ -85,18 +87,28 @@ class Readiness:
     def _ask_blobs(self) -> None:
         library = self._service.library
         states = (*CURRENT_KERNELS, KernelState.DEPRECATED, KernelState.INVALID)
-        found = library.search(KernelQuery(limit=1, order="parameters", states=states)).items
+        query = KernelQuery(limit=_MOST_ASKED, order="parameters", states=states)
+        found = library.search(query).items
         if not found:
             try:
                 library.read_bytes(_NOWHERE)
             except KernelNotFoundError:
                 return
+        missing: KernelNotFoundError | None = None
         for kernel in found:
-            pieces = library.iter_bytes(kernel.kernel_id)
+            try:
+                pieces = library.iter_bytes(kernel.kernel_id)
+            except KernelNotFoundError as error:
+                # One kernel lacks its file; a store that lacks all of them is the wrong one.
+                missing = error
+                continue
             next(pieces, b"")
             close = getattr(pieces, "close", None)
             if close is not None:
                 close()
+            return
+        if missing is not None:
+            raise missing
 
 
 def metrics_router(*, everybody: bool) -> APIRouter:

@@ -12,6 +12,7 @@ import hmac
 import os
 import re
 import secrets
+import stat
 import tempfile
 import threading
 import time
@@ -28,6 +29,8 @@ PREFIX = "esper_"
 _RANDOM_BYTES = 32
 _MOST_TEXT = 1 << 20
 _MOST_TOKENS = 1000
+_LAST_MOMENT = 253_402_300_799.0
+"""The end of the year 9999, the last that a date is written of."""
 
 
 class Scope(StrEnum):
@@ -90,8 +93,15 @@ def token_of(
         secret: the token itself, where it is not to be made here.
 
     Raises:
-        InputError: for a name that is none, or a secret that can be guessed.
+        InputError: for a name that is none, a secret that can be guessed, or an end that no date
+            has.
     """
+    if expires is not None and not 0.0 <= expires <= _LAST_MOMENT:
+        raise InputError(
+            f"the token {name[:64]!r} cannot expire at {expires:g} seconds since 1970: expected at"
+            f" most {_LAST_MOMENT:.0f}, the end of the year 9999; leave the end out for one that"
+            " never expires"
+        )
     if secret is None:
         secret = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
     if not re.fullmatch(r"[A-Za-z0-9._~+/=-]{20,200}", secret, re.ASCII):
@@ -253,6 +263,9 @@ class TokenFile:
             try:
                 with os.fdopen(descriptor, "w") as file:
                     file.write(text + "\n")
+                    with contextlib.suppress(FileNotFoundError):
+                        # A service of another user may read it by its mode.
+                        os.fchmod(file.fileno(), stat.S_IMODE(self.path.stat().st_mode))
                     file.flush()
                     os.fsync(file.fileno())
                 Path(name).replace(self.path)

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from tests.esper.servers._process import Server, free_port, listens, needs
 
 _NUMBERS = itertools.count()
+_LOOKS_SECONDS = 0.01
+"""After which rclone looks into a folder again."""
 
 
 @pytest.fixture(scope="session")
@@ -87,8 +90,8 @@ def signed_s3_server() -> Iterator[SignedS3]:
     (place / "buckets").mkdir()
     try:
         command = [program, "serve", "s3", "--config", "/dev/null", "--addr", f"127.0.0.1:{port}"]
-        # Buckets are made past it.
-        command += ["--dir-cache-time", "0s"]
+        # Buckets are made past it. With "0s" it looks without end and answers nobody any more.
+        command += ["--dir-cache-time", f"{_LOOKS_SECONDS * 1e3:g}ms"]
         command += ["--auth-key", f"{SignedS3.KEY},{SignedS3.SECRET}", str(place / "buckets")]
         url = f"http://127.0.0.1:{port}"
         server = SignedS3("rclone", command, url, ready=lambda: listens(port), log=place / "log")
@@ -105,4 +108,5 @@ def signed_s3_url(signed_s3_server: SignedS3) -> str:
     """A new bucket for each test, and a folder in it."""
     bucket = f"esper-{next(_NUMBERS)}"
     (signed_s3_server.folder / bucket).mkdir()
+    time.sleep(3 * _LOOKS_SECONDS)
     return f"s3://{bucket}/lab/esper"
