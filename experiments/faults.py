@@ -6,7 +6,7 @@ every twentieth round all are killed at once. After it clients have to be answer
 that waited to be compiled has to be compiled, with nobody's help; then all that any client was
 ever answered is looked for, and every kernel that is found is read and its digest compared.
 
-The rounds are those of tests/faults, which is to be there; the gate runs 20 of them.
+The rounds are those of tests/faults, which is to be there; the gate runs six of them.
 """
 
 import argparse

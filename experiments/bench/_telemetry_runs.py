@@ -86,7 +86,8 @@ def compare_runs(
     name: str, settings: Any, backend: str, broker: Broker, folder: Path
 ) -> tuple[Row, TelemetryStatistics]:
     """The same run with telemetry off, off again, and on."""
-    from esper.tolaria import Hooks, Interrupted, start_run
+    from esper.errors import Interrupted
+    from esper.tolaria import Hooks, start_run
 
     work = mlp((128, 512, 256, 6), 64)
     task = make_data(work, 2_048, 0)

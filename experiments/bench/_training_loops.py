@@ -1,6 +1,7 @@
 """The loops that Tolaria's is measured against, and the work that both do."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,34 @@ import numpy as np
 from esper.tolaria import GrowConfig, Task, make_config, make_trainee
 from esper.tolaria.tasks import ConvHost, Host, MLPHost, make_loader, make_task
 
-Loop = Callable[[int, int], float]
-"""Trains the steps from the first number to before the second; returns the last loss."""
+
+class Loop:
+    """Trains the steps from the first number to before the second; returns the last loss.
+
+    Args:
+        train: does that.
+        evaluate: judges the network by the parts that are held out.
+        every: after how many steps that is done; 0 for never.
+    """
+
+    def __init__(
+        self, train: Callable[[int, int], float], evaluate: Callable[[], Any], every: int
+    ) -> None:
+        self._train = train
+        self._evaluate = evaluate
+        self._every = every
+        self.evaluated = 0.0
+        """Seconds, in all."""
+
+    def __call__(self, first: int, last: int) -> float:
+        loss = 0.0
+        for begin in range(first, last, self._every or last - first):
+            loss = self._train(begin, min(last, begin + (self._every or last)))
+            if self._every:
+                began = time.perf_counter()
+                self._evaluate()
+                self.evaluated += time.perf_counter() - began
+        return loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +101,13 @@ def configure(backend: str, work: Work, library: Path, **values: Any) -> GrowCon
     )
 
 
-def bare_loop(task: Task, config: GrowConfig) -> Loop:
+def bare_loop(task: Task, config: GrowConfig, evaluate_every: int = 0) -> Loop:
     """The same host, batches and optimiser in the framework's own loop."""
-    return (_bare_torch if config.backend == "torch" else _bare_jax)(task, config)
+    bare = _bare_torch if config.backend == "torch" else _bare_jax
+    return bare(task, config, evaluate_every)
 
 
-def _bare_jax(task: Task, config: GrowConfig) -> Loop:
+def _bare_jax(task: Task, config: GrowConfig, evaluate_every: int) -> Loop:
     import equinox as eqx
     import jax
     import jax.numpy as jnp
@@ -110,10 +138,21 @@ def _bare_jax(task: Task, config: GrowConfig) -> Loop:
             params, moments, loss = step(params, moments, x, y, loader.batch(now))
         return float(loss)
 
-    return loop
+    @jax.jit
+    def judge(params: Any, x: Any, y: Any) -> Any:
+        logits = jax.vmap(eqx.combine(params, static))(x)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        return losses.mean(), (logits.argmax(axis=1) == y).mean()
+
+    held_out = [(jnp.asarray(p.x), jnp.asarray(p.y)) for p in (task.validation, task.test)]
+    return Loop(
+        loop,
+        lambda: [[float(found) for found in judge(params, *part)] for part in held_out],
+        evaluate_every,
+    )
 
 
-def _bare_torch(task: Task, config: GrowConfig) -> Loop:
+def _bare_torch(task: Task, config: GrowConfig, evaluate_every: int) -> Loop:
     import torch
 
     torch.set_num_threads(config.threads)
@@ -133,10 +172,23 @@ def _bare_torch(task: Task, config: GrowConfig) -> Loop:
             optimizer.step()
         return float(loss.detach())
 
-    return loop
+    held_out = [
+        (torch.from_numpy(p.x), torch.from_numpy(p.y).long()) for p in (task.validation, task.test)
+    ]
+
+    def judge() -> None:
+        model.eval()
+        with torch.no_grad():
+            for x, y in held_out:
+                logits = model(x)
+                float(torch.nn.functional.cross_entropy(logits, y))
+                float((logits.argmax(dim=1) == y).float().mean())
+        model.train()
+
+    return Loop(loop, judge, evaluate_every)
 
 
-def steps_alone(task: Task, config: GrowConfig, kernel: Any) -> Loop:
+def steps_alone(task: Task, config: GrowConfig, kernel: Any, evaluate_every: int = 0) -> Loop:
     """The steps of a network with a kernel at alpha 1, without anything around them."""
     from esper.tolaria import Rates
     from esper_functional import Event, EventKind
@@ -156,7 +208,9 @@ def steps_alone(task: Task, config: GrowConfig, kernel: Any) -> Loop:
             loss = trainee.step(loader.batch(now), rates, now)
         return float(loss)
 
-    return loop
+    return Loop(
+        loop, lambda: [trainee.evaluate(part) for part in ("validation", "test")], evaluate_every
+    )
 
 
 def arrays_of(tree: Mapping[str, Any]) -> Iterator[np.ndarray]:

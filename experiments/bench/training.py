@@ -9,9 +9,10 @@ checked to have the same losses. Four comparisons and figures for each backend a
 - "no boundaries": the loop by itself, dormant; boundaries are so rare that the median leaves them
   out.
 - "boundaries": at the default rate, with a controller that decides nothing, measurements and
-  ledger, after thousands of steps, when jax trains several in a call where it can. Evaluating the
-  network on held-out data is work of its own, which the bare loop does not do: it is left out of
-  the ratio, and stands beside it by itself. Checkpoints are left to a measurement of their own.
+  ledger, after thousands of steps, when jax trains several in a call where it can. Both loops
+  evaluate the network on held-out data, at the same steps, so that both come back to training with
+  caches that hold something else; the time that it takes is left out of the ratio, and stands
+  beside it by itself. Checkpoints are left to a measurement of their own.
 - "boundaries, a kernel": the same with a kernel at alpha 1, whose health is measured and recorded,
   against the bare steps of that network.
 - "graft": the longest time between the ends of two steps, from the decision to the end of the ramp,
@@ -131,9 +132,9 @@ class Turns:
         first = step - self._steps
         times = [0.0, 0.0]
         for i in (0, 1) if self._left % 2 else (1, 0):
-            began = self._clock()
+            began, before = self._clock(), self._bare[i].evaluated
             self._bare[i](first, step)
-            times[i] = self._clock() - began
+            times[i] = self._clock() - began - (self._bare[i].evaluated - before)
         if self._began is not None:
             self._left += 1
             if self._left > 0:
@@ -150,7 +151,7 @@ class Turns:
             self._rounds = min(self._rounds, max(self._sampling.least, affordable))
 
 
-def _row(turns: Sequence[Turns], name: str, target: float, steps: int) -> Row:
+def row_of(turns: Sequence[Turns], name: str, target: float, steps: int) -> Row:
     """What was found in all builds."""
     seconds = np.array([times for own in turns for times in own.seconds])
     bare, again, ours = (_timing(column, seconds[:, 0], steps) for column in seconds.T)
@@ -184,7 +185,8 @@ def _without_collection() -> Iterator[None]:
 
 def _train(path: Path, config: Any, task: Any, **hooks: Any) -> None:
     """A run from its beginning until its hooks have seen enough."""
-    from esper.tolaria import Hooks, Interrupted, start_run
+    from esper.errors import Interrupted
+    from esper.tolaria import Hooks, start_run
 
     with suppress(Interrupted), _without_collection():
         start_run(path, config, task=task, hooks=Hooks(**hooks))
@@ -226,7 +228,7 @@ def compare_steps(results: Results, settings: Settings, backend: str, work: Any,
         return turns
 
     turns = [build() for _ in range(sampling.builds)]
-    results.rows.append(_row(turns, name, settings.steps_target, every))
+    results.rows.append(row_of(turns, name, settings.steps_target, every))
     same = math.isclose(losses["bare"], losses["Tolaria"], rel_tol=1e-3)
     title = f"{name}: loss of step {compared} as the bare loop's"
     results.checks.append(Check(title, "yes", "yes" if same else f"no, {losses}"))
@@ -243,7 +245,7 @@ def compare_boundaries(
     task = make_data(work, settings.examples, settings.seed)
     # What evaluation takes is known by the wall clock alone.
     sampling = _shared_out(dataclasses.replace(settings.sampling, clock="wall"))
-    every, warmup = settings.window, min(2, sampling.warmup)
+    every, warmup, judged = settings.window, min(2, sampling.warmup), settings.decide_every
     # Torch trains as it did from the first step on.
     still = settings.still if backend == "jax" else 0
     steps = still + every * (sampling.rounds + warmup + 3)
@@ -265,10 +267,13 @@ def compare_boundaries(
                 values = config.model_dump() | {"controller": "none", "initial_grafts": [graft]}
                 config = type(config).model_validate(values)
                 artifact = library.get(kernel_id)
-                bare = steps_alone(task, config, artifact), steps_alone(task, config, artifact)
+                bare = (
+                    steps_alone(task, config, artifact, judged),
+                    steps_alone(task, config, artifact, judged),
+                )
                 library.close()
             else:
-                bare = bare_loop(task, config), bare_loop(task, config)
+                bare = bare_loop(task, config, judged), bare_loop(task, config, judged)
             turns = Turns(bare, every, sampling, warmup)
 
             def on_boundary(row: Mapping[str, Any]) -> None:
@@ -279,7 +284,7 @@ def compare_boundaries(
         return turns
 
     turns = [build() for _ in range(sampling.builds)]
-    results.rows.append(_row(turns, name, settings.boundaries_target, every))
+    results.rows.append(row_of(turns, name, settings.boundaries_target, every))
     spent = [seconds for own in turns for seconds in own.evaluations]
     evaluation = float(np.median(spent)) * settings.decide_every / every
     boundary = f"{name}: evaluation of {2 * len(task.validation)} examples at each boundary"

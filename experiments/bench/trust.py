@@ -112,7 +112,7 @@ def job_of(name: str, settings: Settings) -> tuple["BlueprintIR", "KernelSignatu
 
 def measure(settings: Settings, only: str) -> Results:
     """All comparisons."""
-    from esper.artifacts import distrust_all, ensure_trusted, read_artifact, scan, trust
+    from esper.artifacts import ensure_trusted, read_artifact, scan, trust
     from esper.artifacts._scan import scan_sources
     from esper.tezzeret import blueprint_names, compile_blueprint
 
@@ -129,7 +129,6 @@ def measure(settings: Settings, only: str) -> Results:
         trust(artifact)
         taken = 1e6 * median(lambda a=artifact: ensure_trusted(a), settings, repeats=1000)
         figures.append(Figure(f"{name}: is trusted", taken, "µs", settings.trusted_microseconds))
-        distrust_all()
     name = "residual_mlp: verify"
     if results.wants(name):
         artifact = compile_blueprint(*job_of("residual_mlp", settings))

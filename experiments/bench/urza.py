@@ -84,7 +84,7 @@ def fill(library: Path, settings: Settings, database: str | None) -> tuple[list[
             KernelSignature(input_shape=(size,), output_shape=(size,)),
             sizes={"width": width},
         )
-        for size, width in ((2, 8), (256, 480))
+        for size, width in ((2, 8), (256, 250))
     )
     ids: list[list[str]] = []
     for first, count in ((small, settings.kernels), (large, settings.large)):

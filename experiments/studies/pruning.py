@@ -26,12 +26,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from esper.checkpoints import load_checkpoint
-from esper.errors import EsperError
+from esper.errors import EsperError, Interrupted
 from esper.nissa import half_width, read_metrics
 from esper.tolaria import (
     GrowConfig,
     Hooks,
-    Interrupted,
     RunFolder,
     load_task,
     make_config,

@@ -12,13 +12,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from esper.artifacts import Artifact
 from esper.contracts import (
     BlueprintQuery,
+    BlueprintRecord,
     BlueprintState,
     KernelQuery,
     KernelSignature,
@@ -39,6 +41,9 @@ from tests.faults.client import KINDS, acknowledged
 ROOT = Path(__file__).parents[2]
 SIGNATURE = KernelSignature(input_shape=(3,), output_shape=(4,))
 LEASE_SECONDS = 10
+OUTCOMES_SHOWN = 1_000
+"""Of a kernel, by `KernelLibrary.outcomes`."""
+
 PATIENCE_SECONDS = 180.0
 """Within which all has to go on by itself, on a machine that may have much else to do."""
 
@@ -111,7 +116,7 @@ class Lab:
         self.reader = open_library(self.service.url, token=self.service.tokens[Scope.READ])
         self.heard: dict[str, int] = {}
         self.order: dict[str, list[int]] = {}
-        self._whole: set[str] = set()
+        self._looked_at: set[str] = set()
         self.problems: list[str] = []
         self._closing = threading.Event()
         worker = ["esper.cli", "worker", "--library", self.to_service.url, "--bus", bus]
@@ -177,31 +182,21 @@ class Lab:
         while not self._closing.is_set():
             with suppress(OSError):  # the service may be away
                 try:
-                    self.check_kernels(self.reader, most=100)
+                    self._look_at_newest()
                 except OSError:
                     raise
                 except EsperError as error:
                     self.problems.append(f"{type(error).__name__}: {error}")
             self._closing.wait(0.3)
 
-    def check_kernels(self, library: KernelLibrary, most: int | None = None) -> int:
-        """Read what is found and was not read before; how many kernels there are."""
-        cursor, count = None, 0
-        while True:
-            query = KernelQuery(
-                states=tuple(KernelState), order="created", cursor=cursor, limit=100
-            )
-            page = library.search(query)
-            for record in page.items:
-                count += 1
-                if record.kernel_id not in self._whole:
-                    data = library.read_bytes(record.kernel_id)
-                    if hashlib.sha256(data).hexdigest() != record.kernel_id:
-                        self.problems.append(f"kernel {record.kernel_id} is found and not whole")
-                    self._whole.add(record.kernel_id)
-            cursor = page.next_cursor
-            if cursor is None or (most is not None and count >= most):
-                return count
+    def _look_at_newest(self, most: int = 100) -> None:
+        """Reads those of the newest kernels that were not read before."""
+        query = KernelQuery(states=tuple(KernelState), order="created", limit=most)
+        for record in self.reader.search(query).items:
+            if record.kernel_id not in self._looked_at:
+                if not is_whole(self.reader, record.kernel_id):
+                    self.problems.append(f"kernel {record.kernel_id} is found and not whole")
+                self._looked_at.add(record.kernel_id)
 
     # What is asked of it after each fault.
 
@@ -224,39 +219,13 @@ class Lab:
             compiled: blueprints that are to be compiled by now.
         """
         answered = acknowledged(self.folder)
-        self.check_kernels(self.library)
-        kernels = {what for kind, what in answered if kind == "kernel"}
-        lost = kernels - self._whole
-        assert not lost, f"{len(lost)} kernels were put and are not found"
-        recorded = {what for kind, what in answered if kind == "outcome"}
-        for what in list(recorded)[-20:]:
-            kernel_id, _, step = what.partition(":")
-            assert int(step) in {each.step for each in self.library.outcomes(kernel_id)}, what
-        blueprints = self._blueprints()
-        asked = {what for kind, what in answered if kind == "blueprint"}
-        assert asked <= blueprints.keys(), "blueprints were submitted and are not there"
-        invalid = [r.reason for r in blueprints.values() if r.state is BlueprintState.INVALID]
-        assert not invalid, invalid
-        for each in compiled:
-            record = blueprints[each]
-            assert record.state is BlueprintState.VALIDATED, (record.state, record.reason)
-            assert record.kernel_id in self._whole
-        until(lambda: self._all_heard(answered), "messages that were published are received")
+        published = {what for kind, what in answered if kind == "message"}
+        until(lambda: published <= self.heard.keys(), "messages that were published are received")
+        problems = missing(self.library, answered, compiled=compiled, heard=set(self.heard))
+        assert not problems, "\n".join(problems)
         for key, numbers in self.order.items():
             assert numbers == sorted(numbers), f"{key} was received out of order"
         assert not self.problems, self.problems
-
-    def _all_heard(self, answered: list[tuple[str, str]]) -> bool:
-        return {what for kind, what in answered if kind == "message"} <= self.heard.keys()
-
-    def _blueprints(self):
-        found, cursor = {}, None
-        while True:
-            page = self.library.blueprints(BlueprintQuery(limit=1000, cursor=cursor))
-            found |= {record.blueprint_id: record for record in page.items}
-            cursor = page.next_cursor
-            if cursor is None:
-                return found
 
     def asked_for(self) -> set[str]:
         """Blueprints that were submitted, as clients were answered."""
@@ -265,11 +234,91 @@ class Lab:
     def is_compiled(self, asked: set[str]) -> bool:
         """Whether these blueprints need nothing more."""
         try:
-            found = self._blueprints()
+            found = blueprints_of(self.library)
         except OSError:
             return False
         left = (BlueprintState.UNVALIDATED, BlueprintState.COMPILING)
         return all(each in found and found[each].state not in left for each in asked)
+
+
+# What is found after each fault. Nothing is remembered from one time to the next: what was found
+# before may be lost since.
+
+
+def is_whole(library: KernelLibrary, kernel_id: str) -> bool:
+    """Whether the bytes of a kernel that is found are those that its id says."""
+    return hashlib.sha256(library.read_bytes(kernel_id)).hexdigest() == kernel_id
+
+
+def blueprints_of(library: Library) -> dict[str, BlueprintRecord]:
+    """All that were submitted to a library."""
+    found, cursor = {}, None
+    while True:
+        page = library.blueprints(BlueprintQuery(limit=1000, cursor=cursor))
+        found |= {record.blueprint_id: record for record in page.items}
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
+
+
+def missing(
+    library: Library,
+    answered: Iterable[tuple[str, str]],
+    *,
+    compiled: Iterable[str],
+    heard: Collection[str],
+) -> list[str]:
+    """What was answered and is not there, or half, a line for each; nothing where all is well.
+
+    Args:
+        answered: as `acknowledged` gives it.
+        compiled: blueprints that are to be compiled by now.
+        heard: messages that were received.
+
+    Raises:
+        ValueError: for more outcomes of a kernel than the library shows.
+    """
+    by_kind: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    for kind, what in answered:
+        by_kind[kind].add(what)
+    kernels = {record.kernel_id for record in library.find(states=tuple(KernelState))}
+    problems = [
+        f"kernel {each} was put and is not found" for each in sorted(by_kind["kernel"] - kernels)
+    ]
+    for each in sorted(kernels):
+        try:
+            whole = is_whole(library, each)
+        except EsperError as error:
+            problems.append(f"kernel {each} is found and cannot be read: {error}")
+        else:
+            problems += [] if whole else [f"kernel {each} is found and not whole"]
+    steps: dict[str, set[int]] = defaultdict(set)
+    for what in by_kind["outcome"]:
+        kernel_id, _, step = what.partition(":")
+        steps[kernel_id].add(int(step))
+    for kernel_id, own in sorted(steps.items()):
+        if len(own) > OUTCOMES_SHOWN:
+            raise ValueError(
+                f"kernel {kernel_id} was given {len(own)} outcomes, of which a library shows the"
+                f" last {OUTCOMES_SHOWN:,}: let clients put more kernels, with fewer outcomes each"
+            )
+        for step in sorted(own - {each.step for each in library.outcomes(kernel_id)}):
+            problems.append(f"outcome {kernel_id}:{step} was recorded and is not found")
+    blueprints = blueprints_of(library)
+    for each in sorted(by_kind["blueprint"] - blueprints.keys()):
+        problems.append(f"blueprint {each} was submitted and is not found")
+    for each, record in sorted(blueprints.items()):
+        if record.state is BlueprintState.INVALID:
+            problems.append(f"blueprint {each} is invalid: {record.reason}")
+    for each in sorted(set(compiled) & blueprints.keys()):
+        record = blueprints[each]
+        if record.state is not BlueprintState.VALIDATED:
+            problems.append(f"blueprint {each} is to be compiled and is {record.state.value}")
+        elif record.kernel_id not in kernels:
+            problems.append(f"blueprint {each} has a kernel that is not found: {record.kernel_id}")
+    for each in sorted(by_kind["message"] - set(heard)):
+        problems.append(f"message {each} was published and is not received")
+    return problems
 
 
 # Faults: each takes the lab and a random generator, and is over when it returns.
