@@ -66,7 +66,10 @@ def _bounded_memory() -> Iterator[None]:
         _MOST_MEMORY
     ):
         jax.clear_caches()
-        gc.collect()
+        gc.unfreeze()
+    gc.collect()
+    # What is left is mostly what was imported and traced: later collections need not go through it.
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -30,7 +30,8 @@ def report_cases(cases: Mapping[str, Callable[[], None]]) -> None:
 def assert_cases_pass(script: Path, cases: Collection[str]) -> None:
     """In the test: start a script that reports these cases, and look at what it found."""
     paths = os.pathsep.join(str(ROOT / part) for part in ("", "functional", "adapters"))
-    given = {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+    given = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         env=os.environ | given,

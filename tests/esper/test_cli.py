@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, real signals, real damage."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -64,13 +65,14 @@ def esper(*arguments, check=None, **options):
     return done
 
 
-def esper_here(*arguments, check):
+def esper_here(*arguments, check, cwd="."):
     """The same in this process, which costs no start."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         # A window as wide as that of the processes, where a test asks for no other.
         columns = {"COLUMNS": os.environ.get("COLUMNS", ENVIRONMENT["COLUMNS"])}
-        done = CliRunner().invoke(app, list(map(str, arguments)), env=columns)
+        with contextlib.chdir(cwd):
+            done = CliRunner().invoke(app, list(map(str, arguments)), env=columns)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -159,7 +161,7 @@ def test_a_run_leaves_the_folder_of_a_run(finished, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_replay_folds_to_every_digest_that_was_recorded(finished, backend):
-    done = esper("replay", finished[backend], check=0)
+    done = esper_here("replay", finished[backend], check=0)
     assert done.stdout.count("equal") == 8  # six checkpoints, the end, the measurements
     assert f"digest {end_of(finished[backend])['seeds']}" in done.stdout
 
@@ -193,14 +195,14 @@ def test_ctrl_c_leaves_a_run_that_resumes(place, finished, backend):
     assert process.returncode == 130, told
     assert "Traceback" not in told
     assert f"--resume {run}" in told.replace("\n", " ")
-    esper("replay", run, check=0)
+    esper_here("replay", run, check=0)
     esper("grow", "--resume", run, check=0)
     assert end_of(run) == end_of(finished[backend])
 
 
 def test_resuming_a_finished_run_changes_nothing_of_its_record(finished):
     before = tree(finished["jax"])
-    esper("grow", "--resume", finished["jax"], check=0)
+    esper_here("grow", "--resume", finished["jax"], check=0)
     after = tree(finished["jax"])
     assert {n: d for n, d in after.items() if n not in ("report.html", "regions.npz")} == {
         n: d for n, d in before.items() if n not in ("report.html", "regions.npz")
@@ -210,7 +212,7 @@ def test_resuming_a_finished_run_changes_nothing_of_its_record(finished):
 def test_several_seeds_are_a_study_that_resumes(place):
     (place / "tiny.yaml").write_text(CONFIG + "steps: 30\nvariants: 1\n")
     study = place / "study"
-    esper("grow", "--task", "spirals", "--config", place / "tiny.yaml", "--seeds", 2,
+    esper_here("grow", "--task", "spirals", "--config", place / "tiny.yaml", "--seeds", 2,
           "--out", study, check=0)  # fmt: skip
     assert {p.name for p in study.iterdir()} == {
         "study.json", "seed-0", "seed-1", "report.html", "library",
@@ -218,14 +220,14 @@ def test_several_seeds_are_a_study_that_resumes(place):
     # These runs end in the middle of a ramp.
     assert "RAMP" in {e["kind"].upper() for e in entries(study / "seed-0")}
     for run in ("seed-0", "seed-1"):
-        esper("replay", study / run, check=0)
+        esper_here("replay", study / run, check=0)
     ends = [end_of(study / f"seed-{i}") for i in (0, 1)]
     assert ends[0]["arrays"] != ends[1]["arrays"]
     # One run is lost; resuming makes it again as it was.
     for path in sorted((study / "seed-1").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     (study / "seed-1").rmdir()
-    esper("grow", "--resume", study, check=0)
+    esper_here("grow", "--resume", study, check=0)
     assert end_of(study / "seed-1") == ends[1]
     other = esper_here("grow", "--task", "spirals", "--seeds", 2, "--out", study, check=2)
     assert "holds another study" in other.stderr
@@ -339,7 +341,7 @@ def test_a_flipped_bit_in_the_checkpoint(interrupted):
     for path in sorted(newest.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     newest.rmdir()
-    esper("grow", "--resume", interrupted, check=0)
+    esper_here("grow", "--resume", interrupted, check=0)
 
 
 def test_a_flipped_bit_in_an_artifact(interrupted):
@@ -365,7 +367,7 @@ def test_a_run_json_that_was_changed(interrupted):
 def test_a_run_json_that_was_changed_before_anything_happened(place, tmp_path):
     (tmp_path / "c.yaml").write_text(CONFIG + "controller: none\n")
     run = tmp_path / "run"
-    esper("grow", "--task", "spirals", "--config", tmp_path / "c.yaml", "--out", run, check=0)
+    esper_here("grow", "--task", "spirals", "--config", tmp_path / "c.yaml", "--out", run, check=0)
     for path in sorted((run / "checkpoints").iterdir())[1:]:
         shutil.rmtree(path)
     lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
@@ -382,8 +384,8 @@ def test_damaged_measurements_are_named_and_can_be_done_without(interrupted):
         metrics.write_text(bad)
         refused(interrupted, "metrics.jsonl is damaged at line 1")
     metrics.unlink()
-    esper("grow", "--resume", interrupted, check=0)
-    esper("grow", "--resume", interrupted, check=0)
+    esper_here("grow", "--resume", interrupted, check=0)
+    esper_here("grow", "--resume", interrupted, check=0)
 
 
 def test_two_processes_do_not_train_one_run(interrupted):
@@ -408,7 +410,7 @@ def test_replay_before_anything_happened(place):
     wait_for(place / "early" / "metrics.jsonl", 1, process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    esper("replay", place / "early", check=0)
+    esper_here("replay", place / "early", check=0)
 
 
 def test_a_full_disk_fails_with_a_message_and_the_run_resumes(place, finished, small_disk):
@@ -419,7 +421,7 @@ def test_a_full_disk_fails_with_a_message_and_the_run_resumes(place, finished, s
     done = esper("grow", "--task", "spirals", "--config", place / "full.yaml", "--out", run)
     assert done.returncode == 1, done.stderr
     assert f"Then go on with --resume {run}" in done.stderr
-    esper("replay", run, check=0)
+    esper_here("replay", run, check=0)
     grown = subprocess.run(
         ["mount", "-o", "remount,size=32m", str(disk)], capture_output=True, check=False
     )

@@ -133,7 +133,7 @@ def test_bad_usage_exits_2_with_a_message_and_writes_nothing(tmp_path, monkeypat
 
 
 def test_ctrl_c_stops_all_workers_and_the_comparison_goes_on(place, tmp_path):
-    longer = "steps: 1500\ndecide_every: 100\ncheckpoint_every: 500\n"
+    longer = "steps: 600\ndecide_every: 50\ncheckpoint_every: 200\n"
     (tmp_path / "long.yaml").write_text(CONFIG + longer)
     (tmp_path / "mine.yaml").write_text(MINE)
     folder = tmp_path / "c"

@@ -138,7 +138,7 @@ def test_what_was_compiled_is_in_the_library_with_what_it_costs(kept):
 def test_compiling_again_compiles_nothing_and_names_the_same_kernels(kept):
     before = tree(kept / "library" / "kernels")
     # fmt: off
-    done = esper(
+    done = esper_here(
         "kernels", "compile", "low_rank", "--in", 3, "--out", 4, "--library", "library",
         cwd=kept, check=0,
     )
@@ -148,13 +148,13 @@ def test_compiling_again_compiles_nothing_and_names_the_same_kernels(kept):
 
 
 def test_list_shows_kernels_and_blueprints(kept):
-    listed = esper("kernels", "list", "--library", "library", cwd=kept, check=0).stdout
+    listed = esper_here("kernels", "list", "--library", "library", cwd=kept, check=0).stdout
     assert listed.count("3->4 float32") == 2
     assert "4 kernels; 26 blueprints" in listed
-    one = esper("kernels", "list", "--library", "library", "--blueprint", "mine", "--signature",
-                "3->4", cwd=kept, check=0).stdout  # fmt: skip
+    one = esper_here("kernels", "list", "--library", "library", "--blueprint", "mine",
+                     "--signature", "3->4", cwd=kept, check=0).stdout  # fmt: skip
     assert "1 kernels" in one
-    shown = esper("kernels", "list", "--blueprints", cwd=kept, check=0).stdout
+    shown = esper_here("kernels", "list", "--blueprints", cwd=kept, check=0).stdout
     for name in ("low_rank", "squeeze_excite", "conformer_conv"):
         assert name in shown
 
@@ -179,7 +179,9 @@ def test_no_window_and_no_pipe_cuts_an_id(kept, made, monkeypatch, columns):
 def test_show_draws_the_graph_of_a_kernel_given_the_beginning_of_its_id(kept):
     store = Library(kept / "library", create=False)
     (row,) = store.find(KernelSignature.parse("3->4"), blueprint="mine")
-    shown = esper("kernels", "show", row.kernel_id[:10], "--library", "library", cwd=kept, check=0)
+    shown = esper_here(
+        "kernels", "show", row.kernel_id[:10], "--library", "library", cwd=kept, check=0
+    )
     assert row.kernel_id in shown.stdout
     assert "36 parameters" in shown.stdout
     assert re.search(r"jax on .* µs forward", shown.stdout)
@@ -193,10 +195,12 @@ def test_show_draws_the_graph_of_a_kernel_given_the_beginning_of_its_id(kept):
 
 def test_show_draws_a_blueprint_in_text_and_for_markdown(tmp_path):
     signature = ("--signature", "6->6")
-    shown = esper("kernels", "show", "gated", *signature, cwd=tmp_path, check=0).stdout
+    shown = esper_here("kernels", "show", "gated", *signature, cwd=tmp_path, check=0).stdout
     lines = [line.rstrip() for line in shown.splitlines()[-6:]]
     assert [line[:5].rstrip() for line in lines] == ["○", "├─●", "│ ●", "● │", "●─╯", "●"]
-    drawn = esper("kernels", "show", "gated", *signature, "--mermaid", cwd=tmp_path, check=0).stdout
+    drawn = esper_here(
+        "kernels", "show", "gated", *signature, "--mermaid", cwd=tmp_path, check=0
+    ).stdout
     assert "n_gate --> n_open" in drawn
     assert "x --> n_gate" in drawn
 
@@ -204,7 +208,7 @@ def test_show_draws_a_blueprint_in_text_and_for_markdown(tmp_path):
 def test_verify_accepts_a_kernel_and_refuses_one_that_was_tampered_with(kept, tmp_path):
     store = Library(kept / "library", create=False)
     (row,) = store.find(KernelSignature.parse("3->4"), blueprint="low_rank")
-    done = esper("kernels", "verify", row.kernel_id, "--library", "library", cwd=kept, check=0)
+    done = esper_here("kernels", "verify", row.kernel_id, "--library", "library", cwd=kept, check=0)
     assert "accepted" in done.stdout
     data = bytearray(store.read_bytes(row.kernel_id))
     members = read_archive(bytes(data), max_bytes=1 << 30)
@@ -213,7 +217,7 @@ def test_verify_accepts_a_kernel_and_refuses_one_that_was_tampered_with(kept, tm
     members["manifest.json"] = json.dumps(manifest).encode()
     bad = tmp_path / "bad.kernel"
     bad.write_bytes(write_archive(members))
-    refused = esper("kernels", "verify", bad, cwd=tmp_path, check=1)
+    refused = esper_here("kernels", "verify", bad, cwd=tmp_path, check=1)
     assert "refused" in refused.stdout
     assert "program.stablehlo" in refused.stdout
 
@@ -222,7 +226,7 @@ def test_fetch_verifies_and_keeps_kernels_of_another_library(kept, tmp_path):
     store = Library(kept / "library", create=False)
     rows = store.find(blueprint="low_rank")
     # fmt: off
-    done = esper(
+    done = esper_here(
         "kernels", "fetch", *(row.kernel_id[:16] for row in rows), "--from", kept / "library",
         "--library", "mine", cwd=tmp_path, check=0,
     )
@@ -238,7 +242,7 @@ def test_fetch_verifies_and_keeps_kernels_of_another_library(kept, tmp_path):
         for row in rows
     )
     first.write_bytes(second.read_bytes())
-    done = esper("kernels", "fetch", rows[0].kernel_id, rows[1].kernel_id, "--from", "theirs",
+    done = esper_here("kernels", "fetch", rows[0].kernel_id, rows[1].kernel_id, "--from", "theirs",
                  "--library", "fetched", cwd=tmp_path, check=1)  # fmt: skip
     assert f"kernel {rows[0].kernel_id[:12]} is damaged" in done.stderr
     assert ids(done.stdout) == [rows[1].kernel_id]
@@ -247,7 +251,9 @@ def test_fetch_verifies_and_keeps_kernels_of_another_library(kept, tmp_path):
     hostile.write_bytes(store.read_bytes(rows[0].kernel_id)[:-40])
     good = tmp_path / "good.kernel"
     good.write_bytes(store.read_bytes(rows[1].kernel_id))
-    done = esper("kernels", "fetch", hostile, good, "--library", "other", cwd=tmp_path, check=1)
+    done = esper_here(
+        "kernels", "fetch", hostile, good, "--library", "other", cwd=tmp_path, check=1
+    )
     assert "hostile.kernel is refused" in done.stderr
     assert ids(done.stdout) == [rows[1].kernel_id]
     assert len(Library(tmp_path / "other", create=False).find()) == 1
@@ -263,12 +269,14 @@ def test_prune_says_what_it_would_remove_and_removes_it_when_told(kept, tmp_path
             path.write_bytes(path.read_bytes()[:-1] + b"x")
         else:
             path.unlink()
-    said = esper("kernels", "prune", "--library", "library", cwd=tmp_path, check=0).stdout
+    said = esper_here("kernels", "prune", "--library", "library", cwd=tmp_path, check=0).stdout
     assert f"{damaged.kernel_id}  damaged" in said
     assert f"{missing.kernel_id}  its file is missing" in said
     assert "2 of 4 kernels would be removed" in said
     assert len(store.find()) == 4
-    done = esper("kernels", "prune", "--library", "library", "--yes", cwd=tmp_path, check=0).stdout
+    done = esper_here(
+        "kernels", "prune", "--library", "library", "--yes", cwd=tmp_path, check=0
+    ).stdout
     assert "2 of 4 kernels removed" in done
     assert {row.blueprint for row in store.find()} == {"mine"}
 
@@ -278,10 +286,12 @@ def test_a_kernel_compiled_anew_replaces_its_ancestor(tmp_path):
     made = compile_blueprint(load_blueprint("low_rank"), KernelSignature.parse("3->4"))
     old = rewrite_artifact(made, versions=made.manifest.versions | {"jaxlib": "0.6.1"})
     store.put(old)
-    shown = esper("kernels", "show", old.kernel_id, "--library", "library", cwd=tmp_path, check=0)
+    shown = esper_here(
+        "kernels", "show", old.kernel_id, "--library", "library", cwd=tmp_path, check=0
+    )
     assert "due to be compiled anew" in shown.stdout
     # fmt: off
-    done = esper(
+    done = esper_here(
         "kernels", "compile", "--again", old.kernel_id[:12], "--library", "library", cwd=tmp_path,
         check=0,
     )
@@ -292,7 +302,7 @@ def test_a_kernel_compiled_anew_replaces_its_ancestor(tmp_path):
     assert new.manifest.versions == made.manifest.versions
     assert new.stablehlo == made.stablehlo
     # fmt: off
-    pruned = esper(
+    pruned = esper_here(
         "kernels", "prune", "--replaced", "--yes", "--library", "library", cwd=tmp_path, check=0
     )
     # fmt: on
@@ -364,7 +374,7 @@ def test_prune_lists_again_what_is_whole_and_removes_what_is_damaged(tmp_path, m
 
 def test_a_batch_in_which_one_fails_keeps_the_rest(tmp_path):
     # fmt: off
-    done = esper(
+    done = esper_here(
         "kernels", "compile", "low_rank", "attention", "gated", "--in", 3, "--out", 4,
         "--library", "library", cwd=tmp_path, check=2,
     )
@@ -416,7 +426,7 @@ def test_bad_usage_exits_2_with_a_message(tmp_path, monkeypatch, arguments, mess
 
 def test_an_id_that_several_kernels_begin_with(kept):
     # Of four ids, two begin alike sooner or later: the empty beginning is that of all.
-    done = esper("kernels", "show", "", "--library", "library", cwd=kept, check=2)
+    done = esper_here("kernels", "show", "", "--library", "library", cwd=kept, check=2)
     assert "several kernels begin with ''" in done.stderr
 
 
@@ -425,7 +435,7 @@ def test_a_file_is_shown_without_a_library(kept, tmp_path):
     row = store.find()[0]
     file = tmp_path / "one.kernel"
     file.write_bytes(store.read_bytes(row.kernel_id))
-    assert row.kernel_id in esper("kernels", "show", file, cwd=tmp_path, check=0).stdout
+    assert row.kernel_id in esper_here("kernels", "show", file, cwd=tmp_path, check=0).stdout
     assert read_artifact(file.read_bytes()).kernel_id == row.kernel_id
 
 

@@ -14,7 +14,8 @@ ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 def run(script: Path, place: Path) -> subprocess.CompletedProcess[str]:
-    given = {"XLA_FLAGS": ONE_THREAD, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    flags = f"{ONE_THREAD} {os.environ.get('XLA_FLAGS', '')}"
+    given = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         cwd=place,
