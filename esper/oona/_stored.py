@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, get_args
 from weakref import WeakSet
 
-from esper.contracts import OonaMessage, Topic, topic_of
+from esper.contracts import LONGEST_LEASE_SECONDS, OonaMessage, Topic, topic_of
 from esper.errors import BusError, EsperError, InputError, MessageError
 from esper.oona._broker import Consumer, DeadLetter, Full, Start
 from esper.oona._statistics import BusStatistics
@@ -16,7 +16,6 @@ from esper.oona._store import Member, Record, Store, StoredLetter, partition_of
 from esper.oona._stored_consumer import StoredConsumer, decode
 
 _MOST_NAME = 200
-_LONGEST_LEASE = 86_400.0
 
 
 class StoredBroker:
@@ -54,9 +53,9 @@ class StoredBroker:
             raise InputError(
                 f"a group starts with 'new' messages or with 'all' that are there, not {start!r}"
             )
-        if not 0.0 < lease_seconds <= _LONGEST_LEASE:
+        if not 0.0 < lease_seconds <= LONGEST_LEASE_SECONDS:
             raise InputError(
-                f"lease_seconds is more than 0 and at most {_LONGEST_LEASE:g},"
+                f"lease_seconds is more than 0 and at most {LONGEST_LEASE_SECONDS:g},"
                 f" got {lease_seconds!r}"
             )
         if max_deliveries < 1:

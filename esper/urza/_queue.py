@@ -12,7 +12,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from esper.contracts import (
-    LONGEST_LEASE_SECONDS,
     BlueprintRecord,
     BlueprintRequest,
     BlueprintState,
@@ -35,8 +34,8 @@ from esper.urza._failures import doing
 from esper.urza._schema import BLUEPRINTS, KERNELS
 from esper.urza._tags import BLUEPRINTS_TAGS
 from esper.urza._valid import checked_label, valid
+from esper.urza._wire import checked_claim
 
-MOST_CLAIMS = 1_000
 _SET_BACK_SECONDS = 1.0
 """A lease that begins so much later than now was given before the clock was set back."""
 
@@ -139,13 +138,7 @@ class Queue:
 
     def claim(self, worker: str, *, most: int = 1, lease_seconds: float = 60.0) -> list[Claim]:
         """See `KernelLibrary.claim`."""
-        if not 1 <= most <= MOST_CLAIMS:
-            raise InputError(f"1 to {MOST_CLAIMS} blueprints are claimed at once, got {most}")
-        if not 0.0 < lease_seconds <= LONGEST_LEASE_SECONDS:
-            raise InputError(
-                f"a lease lasts more than 0 and at most {LONGEST_LEASE_SECONDS:.0f} seconds, got"
-                f" {lease_seconds}"
-            )
+        checked_claim(most, lease_seconds)
         worker = checked_label(worker, "worker")
         what = f"no blueprint could be claimed in {self._database.where}"
         with doing(what), self._database.writing() as connection:

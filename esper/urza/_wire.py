@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from esper.contracts import (
+    LONGEST_LEASE_SECONDS,
     MOST_TAGS,
     BlueprintState,
     Claim,
@@ -28,7 +29,6 @@ REQUEST_HEADER = "X-Request-ID"
 MOST_CLAIMS = 1_000
 MOST_OUTCOMES = 10_000
 MOST_REFERENCES = 10_000
-LONGEST_LEASE = 86_400.0
 
 Tags = Annotated[tuple[Tag, ...], Field(max_length=MOST_TAGS)]
 
@@ -163,7 +163,7 @@ class ClaimRequest(Data):
     schema_version: Literal[1] = 1
     worker: Label
     most: Annotated[int, Field(ge=1, le=MOST_CLAIMS)] = 1
-    lease_seconds: Annotated[float, Field(gt=0.0, le=LONGEST_LEASE)] = 60.0
+    lease_seconds: Annotated[float, Field(gt=0.0, le=LONGEST_LEASE_SECONDS)] = 60.0
 
 
 class Claims(Data):
@@ -217,8 +217,8 @@ def checked_claim(most: int, lease_seconds: float) -> None:
     """
     if not 1 <= most <= MOST_CLAIMS:
         raise InputError(f"1 to {MOST_CLAIMS} blueprints are claimed at once, got {most}")
-    if not 0.0 < lease_seconds <= LONGEST_LEASE:
+    if not 0.0 < lease_seconds <= LONGEST_LEASE_SECONDS:
         raise InputError(
-            f"a lease lasts more than 0 and at most {LONGEST_LEASE:.0f} seconds, got"
+            f"a lease lasts more than 0 and at most {LONGEST_LEASE_SECONDS:.0f} seconds, got"
             f" {lease_seconds}"
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from esper._sockets import listening
 from esper.errors import InputError
 from esper.urza.service._limits import Limits
-from esper.urza.service._tokens import Token, TokenFile
+from esper.urza.service._tokens import TokenFile
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -40,7 +40,6 @@ class ServiceOptions:
     token_file: Path | None
     sqlite: Path | None = None
     """The library's database, where it is one of SQLite."""
-    tokens: tuple[Token, ...] = ()
     limits: Limits = dataclasses.field(default_factory=Limits)
     open_metrics: bool = False
     host: str = "127.0.0.1"
@@ -79,7 +78,7 @@ def serve(options: ServiceOptions, *, tell: Callable[[str], None] = lambda text:
         ) from error
     if options.workers < 1:
         raise InputError(f"a service has at least 1 worker process, got {options.workers}")
-    if not TokenFile(options.token_file, options.tokens).tokens():
+    if not TokenFile(options.token_file).tokens():
         raise InputError(
             f"nobody has a token, so nobody could ask ({options.token_file or 'no file'} has"
             " none): make one by `esper token make NAME --scope admin"
@@ -122,7 +121,7 @@ def make_from(options: ServiceOptions) -> "FastAPI":
     sys.setswitchinterval(_SWITCH_SECONDS)
     return make_app(
         options.open_library,
-        TokenFile(options.token_file, options.tokens),
+        TokenFile(options.token_file),
         limits=options.limits,
         changes=None if options.sqlite is None else sqlite_changes(options.sqlite),
         open_metrics=options.open_metrics,
