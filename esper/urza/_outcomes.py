@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from esper.contracts import KernelOutcome, KernelUsage
 from esper.errors import KernelNotFoundError
-from esper.urza._connections import upsert
+from esper.urza._connections import is_sqlite, upsert
 from esper.urza._database import Database
 from esper.urza._failures import doing
 from esper.urza._schema import KERNELS, OUTCOMES, REFERENCES
@@ -133,7 +133,13 @@ class Outcomes:
             found = 0
             for start in range(0, len(ids), _MOST_IDS):
                 some = KERNELS.c.kernel_id.in_(ids[start : start + _MOST_IDS])
-                # Their rows are locked by it: who collects garbage waits, and sees the reference.
+                if not is_sqlite(connection):
+                    # An update locks rows as they lie. In the order in which `record` has them,
+                    # neither of the two waits for a row of the other while that waits for its own.
+                    ordered = sa.select(KERNELS.c.kernel_id).where(some)
+                    ordered = ordered.order_by(KERNELS.c.kernel_id).with_for_update()
+                    connection.execute(ordered)
+                # Their rows are locked: who collects garbage waits, and sees the reference.
                 found += connection.execute(
                     sa.update(KERNELS).where(some).values(used=now)
                 ).rowcount

@@ -1,5 +1,6 @@
 """Databases of libraries: older ones, newer ones, those of others, and those that cannot be had."""
 
+import concurrent.futures
 import contextlib
 import json
 import sqlite3
@@ -369,6 +370,49 @@ def test_a_library_goes_on_when_its_server_is_back(postgres_server, tmp_path, ar
     assert library.find() == [record]
     library.check()
     library.close()
+
+
+def test_runs_that_refer_and_runs_that_record_do_not_wait_for_each_other(
+    postgres_url, tmp_path, artifact
+):
+    import psycopg
+
+    library = Library.connect(postgres_url, tmp_path)
+    first, last = sorted((variant(artifact, i) for i in range(2)), key=lambda a: a.kernel_id)
+    # Their rows lie in the other order than their ids are in.
+    library.put(last)
+    library.put(first)
+    told = [outcome(kernel.kernel_id) for kernel in (first, last)]
+    works = (
+        lambda: library.refer("run", [first.kernel_id, last.kernel_id]),
+        lambda: library.record_outcomes(told),
+    )
+    with (
+        concurrent.futures.ThreadPoolExecutor() as threads,
+        psycopg.connect(postgres_url) as holder,
+        psycopg.connect(postgres_url, autocommit=True) as watcher,
+    ):
+        holder.execute("SELECT 1 FROM kernels WHERE kernel_id = %s FOR UPDATE", [last.kernel_id])
+        asked = []
+        for work in works:
+            asked.append(threads.submit(work))
+            while _waiting(watcher) < len(asked):
+                assert not asked[-1].done()
+        holder.rollback()
+        for each in asked:
+            each.result()
+    assert library.references(last.kernel_id) == ["run"]
+    assert library.outcomes(last.kernel_id)
+    library.close()
+
+
+def _waiting(connection):
+    """How many sessions wait for a lock that another has."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'esper' AND"
+        " cardinality(pg_blocking_pids(pid)) > 0"
+    )
+    return connection.execute(query).fetchone()[0]
 
 
 def test_what_only_some_libraries_need_is_imported_by_them_alone(tmp_path):
