@@ -239,7 +239,10 @@ class KernelLibrary(Protocol):
         ...
 
     def blueprints(self, query: BlueprintQuery) -> Page[BlueprintRecord]:
-        """A page of the blueprints for which a query holds, oldest first."""
+        """A page of the blueprints for which a query holds, oldest first.
+
+        It ends before its limit where it would hold more than 8 MiB of their documents.
+        """
         ...
 
     def set_blueprint_state(
@@ -269,7 +272,8 @@ class KernelLibrary(Protocol):
         whoever asks next; after a number of such attempts it is INVALID.
 
         Returns:
-            At most `most`; none where nothing waits.
+            At most `most`, and at most 8 MiB of their documents unless one alone is larger; none
+            where nothing waits.
         """
         ...
 

@@ -36,6 +36,9 @@ from esper.urza._tags import BLUEPRINTS_TAGS
 from esper.urza._valid import checked_label, valid
 from esper.urza._wire import checked_claim
 
+MOST_DOCUMENT_BYTES = 8 << 20
+"""Of the blueprints in a page, or claimed at once: who asks, and a service that answers with JSON,
+has all of them in memory. The first is given however large it is."""
 _SET_BACK_SECONDS = 1.0
 """A lease that begins so much later than now was given before the clock was set back."""
 
@@ -144,7 +147,8 @@ class Queue:
         with doing(what), self._database.writing() as connection:
             claimed: dict[str, str] = {}
             now = self._database.now(connection)
-            while len(claimed) < most:
+            room, full = MOST_DOCUMENT_BYTES, False
+            while len(claimed) < most and not full:
                 wanted = most - len(claimed)
                 found = self._free(connection, now, wanted)
                 taken: list[dict[str, Any]] = []
@@ -152,6 +156,10 @@ class Queue:
                     if row["state"] == _S.COMPILING and row["attempts"] >= self._max_attempts:
                         self._give_up(connection, row, now)
                         continue
+                    full = bool(claimed) and row["document_bytes"] > room
+                    if full:
+                        break
+                    room -= row["document_bytes"]
                     token = claimed[row["blueprint_id"]] = uuid.uuid4().hex
                     taken.append({"taken": row["blueprint_id"], "its_token": token})
                 if taken:
@@ -180,6 +188,7 @@ class Queue:
     def _free(self, connection: sa.Connection, now: float, most: int) -> list[Any]:
         """Blueprints that may be claimed, locked until the transaction ends."""
         columns = (_B.blueprint_id, _B.state, _B.attempts, _B.priority, _B.created, _B.worker)
+        columns += (document_bytes(connection),)
         found: list[Any] = []
         # Each of the two walks along an index; one query for both would sort all that wait.
         for free in (
@@ -356,6 +365,14 @@ def _check_step(
         raise IllegalTransitionError(
             f"{subject} becomes {state.value} by {by} alone; without a claim it may become {legal}"
         )
+
+
+def document_bytes(connection: sa.Connection) -> sa.Label[int]:
+    """What of a blueprint's row may be large: the column `document_bytes`."""
+    # Both are ASCII. PostgreSQL knows the octets of a text without unpacking it, and SQLite before
+    # 3.43 knows them not at all.
+    size = sa.func.length if is_sqlite(connection) else sa.func.octet_length
+    return (size(_B.source) + size(sa.cast(_B.sizes, sa.Text))).label("document_bytes")
 
 
 def blueprint_record(row: Any, tags: dict[str, tuple[str, ...]]) -> BlueprintRecord:

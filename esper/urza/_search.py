@@ -18,11 +18,13 @@ from esper.contracts import (
 from esper.urza._cursors import read_cursor, write_cursor
 from esper.urza._database import Database
 from esper.urza._failures import doing
-from esper.urza._queue import blueprint_record
+from esper.urza._queue import MOST_DOCUMENT_BYTES, blueprint_record, document_bytes
 from esper.urza._schema import BLUEPRINTS, KERNELS
 from esper.urza._tags import BLUEPRINTS_TAGS, KERNELS_TAGS
 from esper.urza._valid import valid
 
+_BUFFERED = 16
+"""Rows that a server sends at once."""
 _K = KERNELS.c
 _B = BLUEPRINTS.c
 _FIELDS = KernelRecord.model_fields.keys() - {"schema_version", "tags", "state", "platforms"}
@@ -117,15 +119,30 @@ class Search:
         if after is not None:
             selection = selection.where(_after(columns, after, falling=False))
         selection = selection.order_by(*columns).limit(query.limit + 1)
+        # A server gives them a few at a time too, and not all before the first is looked at.
+        selection = selection.execution_options(stream_results=True, max_row_buffer=_BUFFERED)
         with doing(self._what), self._database.reading() as connection:
-            rows = connection.execute(selection).mappings().all()
-            more, rows = len(rows) > query.limit, rows[: query.limit]
+            selection = selection.add_columns(document_bytes(connection))
+            with connection.execute(selection) as found:
+                rows, more = _page_of(found.mappings(), query.limit)
             tags = BLUEPRINTS_TAGS.of(connection, [row["blueprint_id"] for row in rows])
         items = tuple(blueprint_record(row, tags) for row in rows)
         end = [rows[-1][column.name] for column in columns] if more else None
         return Page[BlueprintRecord](
             items=items, next_cursor=None if end is None else write_cursor(query, end)
         )
+
+
+def _page_of(found: Iterable[Any], limit: int) -> tuple[list[Any], bool]:
+    """The rows of blueprints that one page holds, and whether others come after them."""
+    rows: list[Any] = []
+    room = MOST_DOCUMENT_BYTES
+    for row in found:
+        room -= row["document_bytes"]
+        if len(rows) == limit or (rows and room < 0):
+            return rows, True
+        rows.append(row)
+    return rows, False
 
 
 def _kernel_conditions(query: KernelQuery) -> list[sa.ColumnElement[bool]]:

@@ -687,6 +687,33 @@ def test_blueprints_are_found_by_pages(library, place):
     assert found(name="none") == []
 
 
+def test_large_blueprints_come_fewer_at_once(library, place):
+    made = []
+    # Eight of them would be 8 MiB at most, were it not for the sizes of the third.
+    sizes = {f"{number:03d}".ljust(200, "ä"): 1 for number in range(256)}
+    for number in range(11):
+        place.clock.seconds += 1.0
+        data = {"name": f"large-{number:03d}", "note": "x" * 1_020_000}
+        source = json.dumps(data, sort_keys=True, indent=1)
+        request = blueprint_request(source=source, sizes=sizes if number == 2 else {})
+        made.append(library.submit(request).blueprint_id)
+
+    pages, cursor = [], None
+    while True:
+        page = library.blueprints(BlueprintQuery(limit=1_000, cursor=cursor))
+        pages.append(page.items)
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert [record.blueprint_id for page in pages for record in page] == made
+    assert [len(page) for page in pages] == [7, 4]
+    claims = []
+    while found := library.claim("worker", most=1_000):
+        claims.append([claim.blueprint for claim in found])
+    assert [record.blueprint_id for batch in claims for record in batch] == made
+    assert [len(batch) for batch in claims] == [7, 4]
+
+
 NO_CLAIMS = [
     ({"most": 0}, "1 to 1000 blueprints are claimed at once, got 0"),
     ({"most": 1_001}, "got 1001"),
