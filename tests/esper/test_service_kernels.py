@@ -1,9 +1,11 @@
 """Kernels through the service: whole or not at all, in parts, by states and pages."""
 
+import concurrent.futures
 import hashlib
 import json
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -19,6 +21,7 @@ from esper.urza.service._problems import RefusedError
 from esper.urza.service._ranges import asked_range
 from tests.esper.cache_kernels import variant
 from tests.esper.service_process import Serving
+from tests.esper.service_thread import ServedLibrary
 
 LIMITS = {"upload_bytes": 400_000, "cached_bytes": 100_000, "cache_bytes": 200_000}
 
@@ -274,6 +277,29 @@ def test_the_metrics_count_what_was_done_and_name_no_kernel(service, kernel):
     assert kernel.kernel_id not in text
     assert "urza_request_seconds_bucket" in text
     assert service.ask("GET", "/metrics", token=None).status == 401
+
+
+def test_uploads_that_wait_for_the_library_are_not_all_held_in_memory(tmp_path, artifact):
+    begun, go = threading.Semaphore(0), threading.Event()
+
+    class Slow(Library):
+        def put(self, *given, **named):
+            begun.release()
+            go.wait(60)
+            return super().put(*given, **named)
+
+    kernels = [variant(artifact, number) for number in range(8)]
+    library = ServedLibrary(lambda: Slow(tmp_path))
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        try:
+            put = [threads.submit(library.put, kernel) for kernel in kernels]
+            assert all(begun.acquire(timeout=60) for _ in range(4))
+            # There are threads for more.
+            assert not begun.acquire(timeout=0.5)
+        finally:
+            go.set()
+        assert [each.result() for each in put] == [kernel.kernel_id for kernel in kernels]
+    library.close()
 
 
 def test_killed_in_the_middle_of_uploads_it_shows_no_half_kernel(tmp_path, artifact):

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
+from esper.artifacts import Artifact
 from esper.contracts import (
     KernelQuery,
     KernelRecord,
@@ -126,15 +127,20 @@ async def put(
     """
     service, library = service_of(request), service_of(request).library
     checked = TagChange(add=tuple(tag or ()))
-    read = await take_in(
-        service, kernel_id, request.state.body, request.headers.get("content-type", "")
-    )
-    try:
-        before = await service.ask(library.record, kernel_id)
-    except KernelNotFoundError:
-        before = None
     first = state or (KernelState.VALIDATED if trusted else KernelState.TESTING)
-    await service.run(library.put, read, tags=checked.add, state=first)
+
+    def keep(read: Artifact) -> bool:
+        """Whether it is new."""
+        try:
+            library.record(kernel_id)
+            new = False
+        except KernelNotFoundError:
+            new = True
+        library.put(read, tags=checked.add, state=first)
+        return new
+
+    kind = request.headers.get("content-type", "")
+    new = await take_in(service, kernel_id, request.state.body, kind, keep)
     after = await service.ask(library.record, kernel_id)
     if trusted and state is not KernelState.TESTING and after.state is KernelState.TESTING:
         try:
@@ -147,8 +153,8 @@ async def put(
             )
         except (ConflictError, IllegalTransitionError):  # somebody else has said more of it
             after = await service.ask(library.record, kernel_id)
-    where = {"Location": f"{API}/kernels/{kernel_id}"} if before is None else None
-    return _answers.data(after, 200 if before else 201, where)
+    where = {"Location": f"{API}/kernels/{kernel_id}"} if new else None
+    return _answers.data(after, 201 if new else 200, where)
 
 
 @router.delete("/kernels/{kernel_id}", status_code=204)

@@ -58,7 +58,7 @@ class Service:
         self.running = 0
         self.uploading = 0
         self.reading_in = asyncio.Semaphore(4)
-        """Uploads whose content is in memory."""
+        """Uploads whose content is in memory, until the library has kept it."""
         self._threads = concurrent.futures.ThreadPoolExecutor(
             limits.threads, thread_name_prefix="urza"
         )

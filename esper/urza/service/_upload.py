@@ -5,8 +5,8 @@ Until it is whole and is what it says, nobody sees anything of it.
 
 import hashlib
 import tempfile
-from collections.abc import Iterable
-from typing import IO
+from collections.abc import Callable, Iterable
+from typing import IO, TypeVar
 
 from esper.artifacts import Artifact, read_artifact
 from esper.errors import ArtifactError, InputError, LibraryError, ServiceUnavailableError
@@ -14,16 +14,24 @@ from esper.urza.service._body import Body
 from esper.urza.service._problems import RETRY_SECONDS, RefusedError
 from esper.urza.service._state import Service
 
+T = TypeVar("T")
+
 _HELD = 1 << 20
 """Bytes that are held before they are written and digested, in a thread."""
 
 
-async def take_in(service: Service, kernel_id: str, body: Body, kind: str) -> Artifact:
-    """Receive a kernel and read it as data; no program of it is loaded.
+async def take_in(
+    service: Service, kernel_id: str, body: Body, kind: str, keep: Callable[[Artifact], T]
+) -> T:
+    """Receive a kernel, read it as data, and keep it; no program of it is loaded.
 
     Args:
         kernel_id: what its digest has to be.
         kind: the Content-Type.
+        keep: is given the kernel, in a thread.
+
+    Returns:
+        What `keep` returns.
 
     Raises:
         CutShortError: where the client has gone.
@@ -55,7 +63,7 @@ async def take_in(service: Service, kernel_id: str, body: Body, kind: str) -> Ar
                 f" expected {kernel_id}. Upload it again.",
             )
         async with service.reading_in:
-            return await service.run(_read, file, kernel_id)
+            return await service.run(_read_and_keep, file, kernel_id, keep)
     except OSError as error:
         raise LibraryError(
             f"kernel {kernel_id[:12]} could not be received: {error.strerror or error}. Make room"
@@ -88,6 +96,11 @@ def _keep(parts: Iterable[bytes], digest: "hashlib._Hash", file: IO[bytes]) -> N
     content = b"".join(parts)
     digest.update(content)
     file.write(content)
+
+
+def _read_and_keep(file: IO[bytes], kernel_id: str, keep: Callable[[Artifact], T]) -> T:
+    # In one step: a kernel that was read and waited for its turn to be kept would be held so long.
+    return keep(_read(file, kernel_id))
 
 
 def _read(file: IO[bytes], kernel_id: str) -> Artifact:
