@@ -83,7 +83,6 @@ def start_run(
         check_grafts(config, trainee, library)
         host = HostRecord(trainee.sites, trainee.cost().parameters)
         folder = create_run(path, config, kernels, host=host, task_digest=task.digest)
-        refer(library, folder)
         with locked(folder):
             return _train(folder, task, trainee, library, bus=bus, hooks=hooks)
     finally:
@@ -148,7 +147,8 @@ def resume_run(
 ) -> RunFolder:
     """Go on with a run from its last checkpoint, or from its beginning where it has none.
 
-    The ledger is verified first. A run that has ended is left as it is.
+    The ledger is verified first. A run that goes on refers to its kernels again, because it may
+    have been released meanwhile. A run that has ended is left as it is.
 
     Args:
         task: the user's own, where the run was started with one.
@@ -158,6 +158,8 @@ def resume_run(
         InputError: for other data than the run began with.
         LedgerError, CheckpointError, ArtifactError: where something is damaged; nothing is
             changed.
+        LibraryError: where a kernel of the run is gone, or the library cannot be written; nothing
+            is changed.
     """
     folder = open_run(path)
     task = check_task(folder, task)
@@ -205,7 +207,9 @@ def _train(
     if start.saved is not None:
         trainer.restore(*start.saved)
     if not (start.ended and start.saved is not None and is_last(folder, start)):
-        # Everything has been read and found whole; from here on the folder changes.
+        # Everything has been read and found whole; from here on library and folder change. A
+        # run that goes on may have been released, and one that was killed early never referred.
+        refer(library, folder)
         keep_metrics_before(folder.metrics, start.step)
         config = folder.config
         with make_writers(
