@@ -1,6 +1,7 @@
 """The client, before services that are killed, cut, slow, strange, and of other versions."""
 
 import asyncio
+import concurrent.futures
 import http.server
 import json
 import random
@@ -471,6 +472,47 @@ def test_what_may_not_be_repeated_is_asked_once_where_it_may_have_been_done(stra
     assert client.claim("worker") == []
     assert len(strange.asked) == 2
     client.close()
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_what_was_not_begun_is_asked_again_whatever_a_newer_service_says_besides(strange, status):
+    told = json.loads(_problem(status, "ServiceUnavailableError"))
+    busy = (status, {}, json.dumps(told | {"begun": False, "of a newer one": [1]}).encode())
+    client = LibraryClient(strange.url, "x" * 30, retry=QUICK)
+    strange.answers = [busy, busy, (200, {}, b'{"claims": []}')]
+    assert client.claim("worker") == []
+    assert len(strange.asked) == 3
+    begun = (status, {}, json.dumps(told | {"begun": True}).encode())
+    strange.answers, strange.asked[:] = [busy, begun], []
+    with pytest.raises(ServiceUnavailableError, match="^why$"):
+        client.claim("worker")
+    assert len(strange.asked) == 2
+    client.close()
+
+
+def test_claims_and_tokens_that_a_service_turned_away_are_asked_for_again(service):
+    tokens = service.token_file.read_bytes()
+    already = service.errors().count("cannot be read")
+    with (
+        LibraryClient(service.url, service.tokens[Scope.ADMIN], retry=QUICK) as client,
+        concurrent.futures.ThreadPoolExecutor(2) as threads,
+    ):
+        client.submit(blueprint_request(903, priority=9))
+        service.token_file.write_text("no tokens")
+        try:
+            claiming = threads.submit(client.claim, "worker")
+            making = threads.submit(client.make_token, "turned-away", "read")
+            for _ in range(1000):
+                if service.errors().count("cannot be read") >= already + 2:
+                    break
+                time.sleep(0.01)
+        finally:
+            service.token_file.write_bytes(tokens)
+        (claim,) = claiming.result()
+        assert (claim.blueprint.name, claim.attempt) == ("blueprint-903", 1)
+        with LibraryClient(service.url, making.result()) as made:
+            assert made.about().token == "turned-away"
+        client.fail(claim, "does not fit")
 
 
 def test_a_claim_that_ended_though_the_service_gave_up_on_it_is_not_lost(client, strange):

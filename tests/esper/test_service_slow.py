@@ -269,6 +269,7 @@ def test_a_file_of_tokens_that_cannot_be_read_is_no_fault_of_who_asks(service):
         for token in (service.tokens[Scope.ADMIN], "x" * 40):
             refused = service.ask("GET", "/api/v1/kernels", token=token)
             assert (refused.status, refused.problem["error"]) == (503, "ServiceUnavailableError")
+            assert (refused.headers["retry-after"], refused.problem["begun"]) == ("1", False)
             assert str(service.token_file) not in refused.body.decode()
         assert f"tokens in {service.token_file} cannot be read" in service.errors()
     finally:

@@ -4,7 +4,7 @@ import email.utils
 import time
 from collections.abc import Mapping
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 import esper
 from esper import errors
@@ -21,6 +21,26 @@ LATER = (*AWAY, 408, 429)
 """Statuses after which the same request may succeed."""
 
 
+class _Told(Problem):
+    """A problem as a service of any version tells it: members that are not known are passed over.
+
+    RFC 9457 asks that of clients.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    begun: bool | None = None
+    """False where the service says that it has begun nothing of what was asked."""
+
+
+def began_nothing(answer: Answer) -> bool:
+    """Whether a service says that what was asked was not begun, so that it may be asked again."""
+    try:
+        return _Told.model_validate_json(answer.content).begun is False
+    except ValidationError:
+        return False
+
+
 def error_of(url: str, answer: Answer) -> Exception:
     """What to raise for an answer that is a problem.
 
@@ -29,7 +49,7 @@ def error_of(url: str, answer: Answer) -> Exception:
     """
     version = answer.headers.get(VERSION_HEADER.lower())
     try:
-        problem = Problem.model_validate_json(answer.content)
+        problem = _Told.model_validate_json(answer.content)
     except ValidationError:
         return _not_ours(url, answer)
     kind = getattr(errors, problem.error, None)

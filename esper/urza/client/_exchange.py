@@ -11,7 +11,7 @@ from typing import Any
 from esper.errors import ServiceUnavailableError
 from esper.recovery import CircuitBreaker, RetryPolicy
 from esper.recovery._effects import Call, Effects, Wait
-from esper.urza.client._errors import AWAY, LATER, error_of, retry_after
+from esper.urza.client._errors import AWAY, LATER, began_nothing, error_of, retry_after
 from esper.urza.client._messages import Answer, Ask, Broken, Opened, Transport
 
 LONGEST_WAIT = 60.0
@@ -135,7 +135,7 @@ class Exchange:
                     ) from broken
             except _AwayError as away:
                 # Whoever gave up on an answer may have left behind what goes on and is done.
-                done = away.answer.status in AWAY
+                done = away.answer.status in AWAY and not began_nothing(away.answer)
                 uncertain |= done
                 if attempt == last or (done and not repeat):
                     raise error_of(self.url, away.answer) from None

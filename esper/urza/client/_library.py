@@ -393,8 +393,9 @@ class Operations:
     ) -> Effects[list[Claim]]:
         """Take blueprints to compile; see `KernelLibrary.claim`.
 
-        Where the answer is lost, or the service answers that it cannot work now, it is not asked
-        again: what was claimed then waits again once its lease has run out.
+        Where the answer is lost, or the service answers that it cannot work now and not that it has
+        begun nothing, it is not asked again: what was claimed then waits again once its lease has
+        run out.
         """
         checked_claim(most, lease_seconds)
         worker = checked_label(worker, "worker")

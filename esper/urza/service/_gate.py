@@ -16,16 +16,16 @@ from starlette.responses import Response
 
 import esper
 from esper.contracts import Data
-from esper.errors import AccessDeniedError, InputError, ServiceUnavailableError
+from esper.errors import AccessDeniedError, InputError
 from esper.urza._wire import VERSION_HEADER
 from esper.urza.service._body import Body, CutShortError
 from esper.urza.service._problems import (
-    RETRY_SECONDS,
     RefusedError,
     malformed,
     problem,
     problem_of,
     reasons,
+    turned_away,
 )
 from esper.urza.service._state import Service, log, service_of
 from esper.urza.service._tokens import Scope, Token
@@ -173,12 +173,10 @@ def _admit(service: Service, request: Request, scope: Scope | None) -> Token | N
     except InputError as error:
         # Who asks has done nothing wrong, and is not told where the service keeps its files.
         log.error("%s", error)
-        raise RefusedError(
+        raise turned_away(
             503,
-            ServiceUnavailableError,
             "the service cannot read its tokens, and its log says why: tell its admin, and try"
             " again later",
-            headers={"Retry-After": str(RETRY_SECONDS)},
         ) from error
     if token is None:
         raise RefusedError(
@@ -204,12 +202,11 @@ def _admit(service: Service, request: Request, scope: Scope | None) -> Token | N
         )
     wait = service.rate.take(token.name)
     if wait:
-        raise RefusedError(
+        raise turned_away(
             429,
-            ServiceUnavailableError,
             f"the token {token.name!r} asks more than {service.limits.rate:g} times a second: come"
             f" again in {wait:.2f} s",
-            headers={"Retry-After": str(max(1, round(wait)))},
+            seconds=max(1, round(wait)),
         )
     return token
 

@@ -93,6 +93,23 @@ def refused_move(error: IllegalTransitionError, now: BlueprintState | KernelStat
     return RefusedError(409, IllegalTransitionError, str(error), more={"legal_moves": legal})
 
 
+def turned_away(status: int, detail: str, *, seconds: int = RETRY_SECONDS) -> RefusedError:
+    """A request of which nothing was begun, so that it may be sent again whatever it asks for.
+
+    Args:
+        status: of the answer.
+        detail: as of `RefusedError`.
+        seconds: after which it may be sent again.
+    """
+    return RefusedError(
+        status,
+        ServiceUnavailableError,
+        detail,
+        headers={"Retry-After": str(seconds)},
+        more={"begun": False},
+    )
+
+
 def problem(
     status: int,
     error: str,
