@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import re
+import ssl
 import time
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
@@ -40,7 +41,8 @@ class LibraryClient(Operations):
         breaker: what leaves the service alone for a while when it fails; by default one that opens
             after 10 failures in a row, for 5 s.
         draws: where the waits are drawn; by default a generator of its own.
-        verify: for HTTPS, a file of certificates to believe in besides the system's.
+        verify: for HTTPS, a file of certificates to believe in besides the system's; True for the
+            system's alone, False to believe in any, which leaves the token to whoever answers.
         connections: most at once.
 
     Raises:
@@ -204,13 +206,14 @@ def _authorization(token: str | SecretStr | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
 
 
-def _certificates(verify: str | bool) -> Any:
-    if isinstance(verify, bool):
-        return verify
-    import ssl
-
+def _certificates(verify: str | bool) -> ssl.SSLContext | bool:
+    if verify is False:
+        return False
+    # httpx would believe in the certificates that came with it, and not in the system's.
+    context = ssl.create_default_context()
+    if verify is True:
+        return context
     try:
-        context = ssl.create_default_context()
         context.load_verify_locations(verify)
     except OSError as error:
         raise InputError(

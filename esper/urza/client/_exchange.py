@@ -8,11 +8,18 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from esper.errors import ServiceUnavailableError
+from esper.errors import InputError, ServiceUnavailableError
 from esper.recovery import CircuitBreaker, RetryPolicy
 from esper.recovery._effects import Call, Effects, Wait
 from esper.urza.client._errors import AWAY, LATER, began_nothing, error_of, retry_after
-from esper.urza.client._messages import Answer, Ask, Broken, Opened, Transport
+from esper.urza.client._messages import (
+    Answer,
+    Ask,
+    Broken,
+    DistrustedError,
+    Opened,
+    Transport,
+)
 
 LONGEST_WAIT = 60.0
 """A service that asks for more is not waited for."""
@@ -74,6 +81,7 @@ class Exchange:
 
         Raises:
             ServiceUnavailableError: where none came.
+            InputError: where the service's certificate is not believed.
             CircuitBreakerOpenError: where none was asked for.
             KasminaException: what the service says that was wrong.
         """
@@ -89,7 +97,7 @@ class Exchange:
             repeat: as of `ask`.
 
         Raises:
-            ServiceUnavailableError, CircuitBreakerOpenError: as `ask`.
+            ServiceUnavailableError, InputError, CircuitBreakerOpenError: as `ask`.
         """
         return (yield from self._tried(lambda: self.transport.send(ask), _whole, repeat=repeat))
 
@@ -133,6 +141,13 @@ class Exchange:
                         f"the library at {self.url} cannot be reached: {broken.reason} (tried"
                         f" {attempt + 1} times). Check its address, and that it runs."
                     ) from broken
+            except DistrustedError as error:
+                raise InputError(
+                    f"the library at {self.url} shows a certificate that is not believed:"
+                    f" {error.reason}. Nothing was sent to it. Check the host in the address; where"
+                    " that is right, give the file of the authority that signed the certificate, in"
+                    " PEM format, as the client's `verify` or in the variable SSL_CERT_FILE."
+                ) from error
             except _AwayError as away:
                 # Whoever gave up on an answer may have left behind what goes on and is done.
                 done = away.answer.status in AWAY and not began_nothing(away.answer)

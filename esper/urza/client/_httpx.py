@@ -4,13 +4,14 @@ They hold no decision; whatever is decided is decided once, for both.
 """
 
 import os
+import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import httpx
 
-from esper.urza.client._messages import Answer, Ask, Broken
+from esper.urza.client._messages import Answer, Ask, Broken, DistrustedError
 
 _PIECE = 256 << 10
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -23,7 +24,7 @@ class Settings:
         url: of the service.
         headers: of every request.
         timeout: seconds that each step may take.
-        verify: certificates to believe in: True for those of the system, or a file of them.
+        verify: the certificates to believe in, or whether any are asked for.
         connections: most at once.
     """
 
@@ -33,7 +34,7 @@ class Settings:
         headers: Mapping[str, str],
         *,
         timeout: float,
-        verify: Any,
+        verify: ssl.SSLContext | bool,
         connections: int,
     ) -> None:
         self.options: dict[str, Any] = {
@@ -62,7 +63,12 @@ def _request(client: Any, ask: Ask) -> httpx.Request:
     )
 
 
-def _broken(error: Exception) -> Broken:
+def _broken(error: Exception) -> Broken | DistrustedError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return DistrustedError(cause.verify_message)
+        cause = cause.__cause__ or cause.__context__
     text = str(error).strip()
     reason = text.splitlines()[0][:300] if text else type(error).__name__
     return Broken(reason, sent=not isinstance(error, _NOT_SENT))

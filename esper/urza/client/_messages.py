@@ -44,6 +44,18 @@ class Broken(Exception):
         self.sent = sent
 
 
+class DistrustedError(Exception):
+    """The service's certificate is not believed; no request was sent.
+
+    Args:
+        reason: why, in one line.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class Opened(Protocol):
     """An answer whose content comes piece by piece."""
 
@@ -63,11 +75,11 @@ class Transport(Protocol):
     """What carries requests: each method returns at once, or what is to be awaited."""
 
     def send(self, ask: Ask) -> "Answer | Awaitable[Answer]":
-        """Send a request, and take in its answer. Raises Broken."""
+        """Send a request, and take in its answer. Raises Broken, DistrustedError."""
         ...
 
     def open(self, ask: Ask) -> "Opened | Awaitable[Opened]":
-        """Send a request, and take in the head of its answer. Raises Broken."""
+        """Send a request, and take in the head of its answer. Raises Broken, DistrustedError."""
         ...
 
     def close(self) -> "object | Awaitable[object]":

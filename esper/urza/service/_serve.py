@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -62,8 +63,8 @@ def serve(options: ServiceOptions, *, tell: Callable[[str], None] = lambda text:
         tell: is given the address once it can be asked.
 
     Raises:
-        InputError: where nobody has a token, the library cannot be opened, the port is taken, or
-            the packages of the extra `serve` are missing.
+        InputError: where nobody has a token, certificate and key do not fit, the library cannot be
+            opened, the port is taken, or the packages of the extra `serve` are missing.
         KeyboardInterrupt: after Ctrl-C, when all is closed.
     """
     try:
@@ -84,7 +85,8 @@ def serve(options: ServiceOptions, *, tell: Callable[[str], None] = lambda text:
             " none): make one by `esper token make NAME --scope admin"
             f" --token-file {options.token_file or 'FILE'}`"
         )
-    # What is wrong with the library is said here, and not by a process that nobody looks at.
+    # What is wrong is said here, and not by a process that nobody looks at.
+    _check_certificate(options)
     options.open_library().close()
     with listening(options.host, options.port, backlog=_BACKLOG) as listener:
         config = uvicorn.Config(
@@ -109,6 +111,22 @@ def serve(options: ServiceOptions, *, tell: Callable[[str], None] = lambda text:
             _serve_here(uvicorn, config, listener, lambda: tell(address))
         else:
             _serve_by_workers(config, listener, lambda: tell(address))
+
+
+def _check_certificate(options: ServiceOptions) -> None:
+    if options.certificate is None:
+        return
+    try:
+        # With a password, though a wrong one: OpenSSL would ask the terminal for it and wait.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            options.certificate, options.key, password=""
+        )
+    except OSError as error:
+        raise InputError(
+            f"HTTPS cannot be served with the certificate {options.certificate} and the key"
+            f" {options.key}: {error}. Give PEM files of a certificate and of its key, which has no"
+            " password."
+        ) from error
 
 
 def make_from(options: ServiceOptions) -> "FastAPI":
