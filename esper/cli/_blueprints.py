@@ -21,8 +21,8 @@ from esper.cli._arguments import (
     Sizes,
 )
 from esper.cli._compile import jobs_asked
-from esper.cli._connected import BusAddress, LibraryPlace, bus_at, opened
-from esper.cli._console import Trace, err, errors, out, say, show_table
+from esper.cli._connected import BusAddress, LibraryPlace, bus_at, opened, opened_with
+from esper.cli._console import Trace, counted, err, errors, out, say, show_table
 from esper.errors import BlueprintNotFoundError, EsperError, InputError
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def submit(
             blueprints, in_features, out_features, signature or [], size or [], init_seed, seeds
         )
         asked = [_request(job, tag or [], priority) for job in jobs]
-        broker = _bus(bus)
-        with opened(context, library) as store:
+        with opened_with(lambda: _bus(bus), context, library) as (store, broker):
             records = [store.submit(request) for request in asked]
             _announce(records, broker)
             if wait is None:
@@ -131,7 +130,7 @@ def list_blueprints(
             if not as_json:
                 show_table(table, whole=True)
                 left = ", and more: see --limit" if more else ""
-                out.print(f"{count} blueprints{left}", highlight=False)
+                out.print(f"{counted(count, 'blueprint')}{left}", highlight=False)
 
 
 @app.command()
@@ -171,8 +170,7 @@ def retry(
 
         if bool(blueprints) == all_invalid:
             raise InputError("say which blueprints are to be tried again: their ids, or --all")
-        broker = _bus(bus)
-        with opened(context, library, create=False) as store:
+        with opened_with(lambda: _bus(bus), context, library, create=False) as (store, broker):
             if all_invalid:
                 found = list(_found(store, (BlueprintState.INVALID,), None, [], None))
             else:
@@ -198,23 +196,25 @@ def _request(job: "CompileJob", tags: list[str], priority: int) -> "BlueprintReq
         raise InputError(f"{job} cannot be submitted: {explained(error)}") from error
 
 
-def _bus(url: str | None) -> "Broker | None":
-    """The bus; None where there is none or it is away, because nothing depends on it."""
+def _bus(url: str | None) -> "Broker | Exception | None":
+    """The bus, or why it is away, which is told once there is something to announce."""
     try:
         return bus_at(url)
     except InputError:
         raise
     except (EsperError, OSError) as error:
-        _not_announced(error)
-        return None
+        return error
 
 
-def _announce(records: list["BlueprintRecord"], broker: "Broker | None") -> None:
+def _announce(records: list["BlueprintRecord"], broker: "Broker | Exception | None") -> None:
     """Wake a worker; one that is not told asks within seconds by itself."""
     from esper.contracts import BlueprintState
     from esper.tezzeret.service import submitted
 
     if broker is None:
+        return
+    if isinstance(broker, Exception):
+        _not_announced(broker)
         return
     sender = f"{socket.gethostname()[:80]}-{os.getpid()}"
     waiting = [record for record in records if record.state is BlueprintState.UNVALIDATED]
@@ -289,14 +289,16 @@ def _one(store: "KernelLibrary", text: str) -> "BlueprintRecord":
     """The blueprint whose id begins so.
 
     Raises:
-        InputError: where there are several.
-        BlueprintNotFoundError: where there is none.
+        InputError: where there is none, or several.
     """
     if len(text) == 64:
-        return store.blueprint(text)
+        try:
+            return store.blueprint(text)
+        except BlueprintNotFoundError as error:
+            raise InputError(str(error)) from error
     found = [r for r in _found(store, None, None, [], None) if r.blueprint_id.startswith(text)]
     if not found:
-        raise BlueprintNotFoundError(
+        raise InputError(
             f"the library holds no blueprint {text[:64]!r}: see esper blueprints list, or submit it"
         )
     if len(found) > 1:

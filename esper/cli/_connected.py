@@ -1,13 +1,14 @@
 """The library and the bus that a command works with, wherever they are."""
 
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING, Annotated, TypeGuard, TypeVar, cast
 
 import typer
 
 from esper.cli._arguments import DEFAULT_LIBRARY
+from esper.errors import EsperError, ServiceUnavailableError
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from esper.oona import Broker
     from esper.settings import Settings
     from esper.urza import KernelLibrary
+    from esper.urza.client import LibraryClient
+
+T = TypeVar("T")
 
 LibraryPlace = Annotated[
     str | None,
@@ -78,9 +82,63 @@ def library_at(
 def opened(
     context: typer.Context, where: str | None, *, create: bool = True
 ) -> "Iterator[KernelLibrary]":
-    """The library of a command, which is closed at its end; see `library_at`."""
-    with closing(library_at(where, settings_of(context), create=create)[0]) as library:
+    """The library of a command, which is closed at its end; see `library_at`.
+
+    A service is asked whether it is there before anything else. What it says is wrong is told with
+    its address: it knows its library by another name than who asks it.
+    """
+    with closing(_found(context, where, create)) as library, _address_told(where):
         yield library
+
+
+@contextmanager
+def opened_with(
+    besides: Callable[[], T], context: typer.Context, where: str | None, *, create: bool = True
+) -> "Iterator[tuple[KernelLibrary, T]]":
+    """The library of a command, and what it needs besides: what is wrong with either is told first.
+
+    A folder is made last, because nothing is left behind where the other is wrong; a service is
+    asked first, because nobody waits for the other where there is no library.
+    """
+    if _is_service(where):
+        with closing(_found(context, where, create)) as library:
+            other = besides()
+            with _address_told(where):
+                yield library, other
+        return
+    other = besides()
+    with opened(context, where, create=create) as library:
+        yield library, other
+
+
+def _found(context: typer.Context, where: str | None, create: bool) -> "KernelLibrary":
+    """A library that is there."""
+    with ExitStack() as failed:
+        try:
+            library, _ = library_at(where, settings_of(context), create=create)
+            failed.callback(library.close)
+            if _is_service(where):
+                with _address_told(where):
+                    cast("LibraryClient", library).about()
+        except ServiceUnavailableError as error:
+            raise ServiceUnavailableError(f"{str(error).rstrip('.')}. Nothing was done.") from error
+        failed.pop_all()
+    return library
+
+
+def _is_service(where: str | None) -> TypeGuard[str]:
+    return where is not None and where.startswith(("http://", "https://"))
+
+
+@contextmanager
+def _address_told(where: str | None) -> Iterator[None]:
+    """Name a service in the errors that do not name it."""
+    try:
+        yield
+    except EsperError as error:
+        if _is_service(where) and (address := where.rstrip("/")) not in str(error):
+            error.args = (f"{error}; the library is at {address}",)
+        raise
 
 
 def token_for(place: str, settings: "Settings | None") -> str | None:

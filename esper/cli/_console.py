@@ -55,6 +55,11 @@ def say(console: Console, colour: str, text: str) -> None:
     console.print(f"[{colour}]esper:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
+def counted(number: int, what: str) -> str:
+    """So many of something, by its name for one of them."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def status_of(failures: list[EsperError]) -> int:
     """The exit status of a command that went on after failures."""
     return 2 if all(isinstance(failure, InputError) for failure in failures) else 1

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from esper.cli._arguments import id_of, signature_of
 from esper.cli._connected import LibraryPlace, opened
-from esper.cli._console import Trace, err, errors, out, say, show_table
+from esper.cli._console import Trace, counted, err, errors, out, say, show_table
 from esper.errors import InputError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def search(
                 )
             show_table(table, whole=True)
             left = ", and more: see --limit" if more else ""
-            out.print(f"{len(found)} kernels{left}", highlight=False)
+            out.print(f"{counted(len(found), 'kernel')}{left}", highlight=False)
 
 
 @app.command()
@@ -189,8 +189,16 @@ def tag(
     with errors(traceback, trains=False):
         if not add and not remove:
             raise InputError("say which tags to --add or to --remove")
+        if both := sorted({*(add or [])} & {*(remove or [])}):
+            raise InputError(
+                f"{_quoted(both)} cannot be added and removed at once: give each tag to --add or to"
+                " --remove"
+            )
         with opened(context, library, create=False) as store:
-            for kernel_id in [id_of(kernel, store) for kernel in kernels]:
+            ids = [id_of(kernel, store) for kernel in kernels]
+            if remove:
+                _check_tags_are_there(store, ids, remove)
+            for kernel_id in ids:
                 after = store.tag(kernel_id, add=add or [], remove=remove or [])
                 out.print(
                     f"{after.kernel_id} {', '.join(after.tags) or 'has no tags'}",
@@ -277,6 +285,24 @@ def _run_id(text: str) -> str:
     return open_run(path).genesis
 
 
+def _check_tags_are_there(store: "KernelLibrary", ids: list[str], tags: list[str]) -> None:
+    """Refuse a tag that would be taken from kernels of which none has it: it is misspelt.
+
+    Raises:
+        InputError: with the tags that they have.
+    """
+    there = {tag for kernel_id in ids for tag in store.record(kernel_id).tags}
+    if missing := sorted({*tags} - there):
+        raise InputError(
+            f"{_quoted(missing)} cannot be removed, and nothing was changed: expected tags that any"
+            f" of the kernels has, which are {_quoted(sorted(there)) or 'none'}"
+        )
+
+
+def _quoted(tags: list[str]) -> str:
+    return ", ".join(repr(tag[:80]) for tag in tags)
+
+
 def _checked(model: type[M], what: str, given: dict[str, Any]) -> M:
     from esper.contracts import explained
 
@@ -320,7 +346,9 @@ def _facts(record: "KernelRecord", usage: "KernelUsage") -> dict[str, str]:
         gain = f"{usage.mean_gain:.4g}"
         if usage.low is not None and usage.high is not None:
             gain += f" ({usage.low:.4g} to {usage.high:.4g})"
-        gain += f" in {usage.outcomes} places of {usage.runs} runs; kept in {usage.kept}"
+        places, runs = counted(usage.outcomes, "place"), counted(usage.runs, "run")
+        gain += f" in {places} of {runs}; kept in {usage.kept}"
+    parameters, flops = counted(record.parameter_count, "parameter"), counted(record.flops, "FLOP")
     return {
         "kernel": record.kernel_id,
         "blueprint": record.blueprint,
@@ -330,7 +358,7 @@ def _facts(record: "KernelRecord", usage: "KernelUsage") -> dict[str, str]:
         "tags": ", ".join(record.tags) or "-",
         "ancestor": record.ancestor or "-",
         "platforms": "-" if record.platforms is None else ", ".join(record.platforms),
-        "cost": f"{record.parameter_count:,} parameters, {record.flops:,} FLOPs an example",
+        "cost": f"{parameters}, {flops} an example",
         "bytes": f"{record.size_bytes:,}",
         "kept since": _moment(record.created),
         "gain": gain,
@@ -361,8 +389,9 @@ def _show_report(report: "GarbageReport") -> None:
         if number
     )
     out.print(
-        f"{count} kernels with {size:,.1f} MiB {done}; {report.kernels_left:,} with"
-        f" {report.bytes_left / _MIB:,.1f} MiB are left{'; ' * bool(stay)}{stay}",
+        f"{counted(count, 'kernel')} with {size:,.1f} MiB {done}; {report.kernels_left:,} with"
+        f" {report.bytes_left / _MIB:,.1f} MiB {'is' if report.kernels_left == 1 else 'are'} left"
+        f"{'; ' * bool(stay)}{stay}",
         highlight=False,
         soft_wrap=True,
     )

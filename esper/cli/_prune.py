@@ -8,7 +8,7 @@ from rich.table import Table
 
 from esper.cli._arguments import DEFAULT_LIBRARY, LibraryFolder
 from esper.cli._arguments import progress as progress_bar
-from esper.cli._console import Trace, errors, out, show_table
+from esper.cli._console import Trace, counted, errors, out, show_table
 from esper.errors import ArtifactError, KernelNotFoundError
 
 if TYPE_CHECKING:
@@ -80,10 +80,15 @@ def prune(
             show_table(table, whole=True)
         done = "removed" if yes else "would be removed; --yes removes them"
         total = len({row.kernel_id for row in rows} | set(gone) | set(stray))
-        out.print(f"{len(gone)} of {total} kernels {done}", highlight=False, soft_wrap=True)
+        out.print(
+            f"{len(gone)} of {counted(total, 'kernel')} {done}", highlight=False, soft_wrap=True
+        )
         if stray:
             done = "listed again" if yes else "would be listed again by --yes"
-            out.print(f"{len(stray)} that were not listed {done}", highlight=False, soft_wrap=True)
+            were = "was" if len(stray) == 1 else "were"
+            out.print(
+                f"{len(stray)} that {were} not listed {done}", highlight=False, soft_wrap=True
+            )
 
 
 def _read(store: "Library", kernel_id: str) -> "Artifact | str":

@@ -90,6 +90,10 @@ def serve(
             raise InputError(
                 "a library elsewhere has a database and files: give both --database and --blobs"
             )
+        if database is not None:
+            from esper.urza._connections import parse_url
+
+            parse_url(database)
         if (certificate is None) != (key is None):
             raise InputError("HTTPS takes both --certificate and --key")
         for option, file in (("--certificate", certificate), ("--key", key)):
@@ -98,6 +102,8 @@ def serve(
                     f"the file {file} of {option} cannot be read: expected a PEM file; name one"
                     " that is there and that this user may read"
                 )
+        if certificate is not None and key is not None:
+            _check_pem(certificate, key)
         config = context.find_root().params.get("config")
         limits = dataclasses.replace(
             Limits(),
@@ -123,6 +129,47 @@ def serve(
             tell=lambda address: _tell(f"serving the library at {address} (Ctrl-C ends it)"),
         )
         _tell("esper: the service has ended")
+
+
+def _check_pem(certificate: Path, key: Path) -> None:
+    """Refuse files for HTTPS by which nothing could be served, before anything is opened.
+
+    Raises:
+        InputError: naming the file that is none, or both where they do not go together.
+    """
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_verify_locations(certificate)
+    except OSError as error:
+        raise InputError(
+            f"the file {certificate} of --certificate holds no certificate: expected a PEM file,"
+            " which has a line -----BEGIN CERTIFICATE-----"
+        ) from error
+
+    def password() -> str:
+        raise _LockedError
+
+    try:
+        context.load_cert_chain(certificate, key, password)
+    except _LockedError:
+        return  # its password is asked for when the service starts
+    except OSError as error:
+        # OpenSSL gives a reason for what it could read and does not take.
+        if isinstance(error, ssl.SSLError) and error.reason:
+            raise InputError(
+                f"the certificate {certificate} and the key {key} cannot be used together:"
+                f" {error.reason.lower().replace('_', ' ')}; give --key the key of --certificate"
+            ) from error
+        raise InputError(
+            f"the file {key} of --key holds no private key: expected a PEM file, which has a line"
+            " such as -----BEGIN PRIVATE KEY-----"
+        ) from error
+
+
+class _LockedError(Exception):
+    """A key has a password."""
 
 
 def _is_given(context: typer.Context, option: str) -> bool:
@@ -185,7 +232,7 @@ def make(
     scope: Annotated[str, typer.Option(help="read, write, or admin.")] = "read",
     days: Annotated[
         float | None,
-        typer.Option(min=0.0, help="It expires after so many days.", show_default=False),
+        typer.Option(help="It expires after so many days.", show_default=False),
     ] = None,
     library: LibraryPlace = DEFAULT_LIBRARY,
     token_file: TokenPlace = None,
@@ -195,6 +242,11 @@ def make(
     with errors(traceback, trains=False):
         from esper.urza.service import TokenFile
 
+        if days is not None and not days > 0:
+            raise InputError(
+                f"a token that expires after {days:g} days is of no use: expected more than 0 days;"
+                " leave --days out for one that never expires"
+            )
         expires = None if days is None else time.time() + 86_400.0 * days
         tokens = TokenFile(_tokens_of(token_file, library))
         secret, _ = tokens.make(name, _scope(scope), expires=expires)
@@ -213,7 +265,7 @@ def list_tokens(
         from esper.urza.service import TokenFile
 
         table = Table("name", "scope", "made", "expires")
-        for token in TokenFile(_tokens_of(token_file, library)).tokens():
+        for token in TokenFile(_known_tokens_of(token_file, library)).tokens():
             table.add_row(
                 token.name, token.scope.value, _moment(token.created), _moment(token.expires)
             )
@@ -231,7 +283,7 @@ def revoke(
     with errors(traceback, trains=False):
         from esper.urza.service import TokenFile
 
-        path = _tokens_of(token_file, library)
+        path = _known_tokens_of(token_file, library)
         if not TokenFile(path).revoke(name):
             raise InputError(f"{path} has no token {name!r}: esper token list shows those it has")
         say(err, "green", f"the token {name} is worthless from now on")
@@ -244,6 +296,21 @@ def _tokens_of(token_file: Path | None, library: Path) -> Path:
             " --token-file FILE, the one that `esper serve` has, or --library FOLDER"
         )
     return library / TOKENS if token_file is None else token_file
+
+
+def _known_tokens_of(token_file: Path | None, library: Path) -> Path:
+    """The tokens of a library that is there: no folder is made, and none taken for an empty one.
+
+    Raises:
+        InputError: where their folder is not there.
+    """
+    path = _tokens_of(token_file, library)
+    if not path.expanduser().parent.is_dir():
+        raise InputError(
+            f"there are no tokens in {path}: the folder {path.parent} is not there; give the"
+            " --library or --token-file that `esper token make` was given"
+        )
+    return path
 
 
 def _scope(text: str) -> "Scope":

@@ -16,7 +16,7 @@ from esper.cli._arguments import (
     is_file_of_kernel,
     signature_of,
 )
-from esper.cli._console import Trace, errors, out, show_table
+from esper.cli._console import Trace, counted, errors, out, show_table
 from esper.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def list_kernels(
             )
         show_table(table, whole=True)
         out.print(
-            f"{len(rows)} kernels; {len(blueprint_names())} blueprints: see --blueprints",
+            f"{counted(len(rows), 'kernel')}; {counted(len(blueprint_names()), 'blueprint')}: see"
+            " --blueprints",
             highlight=False,
             soft_wrap=True,
         )
@@ -193,7 +194,8 @@ def _show_artifact(artifact: "Artifact", measurements: list[dict[str, Any]]) -> 
     }
     if manifest.origin == "blueprint":
         cost = artifact_cost(artifact)
-        facts["cost"] = f"{cost.parameter_count:,} parameters, {cost.flops:,} FLOPs an example"
+        parameters, flops = counted(cost.parameter_count, "parameter"), counted(cost.flops, "FLOP")
+        facts["cost"] = f"{parameters}, {flops} an example"
     if manifest.ancestor:
         facts["ancestor"] = manifest.ancestor
     for m in measurements:

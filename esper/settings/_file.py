@@ -43,6 +43,11 @@ def read_settings_file(path: Path) -> FileContent:
         raise InputError(
             f"the settings file {path} is not YAML: byte {error.start} is not UTF-8"
         ) from None
+    except IsADirectoryError as error:
+        raise InputError(
+            f"the settings file {path} cannot be read: {error.strerror}, where a YAML file is"
+            " expected; move it away, or name another file by --config"
+        ) from error
     except OSError as error:
         told = error.strerror or str(error)
         raise InputError(f"the settings file {path} cannot be read: {told}") from error

@@ -26,7 +26,8 @@ def file_asked_for(config: Path | None, environ: Mapping[str, str]) -> Path | No
 
 def found_file(environ: Mapping[str, str]) -> Path | None:
     """The first file of settings that is there, of those that nobody has named."""
-    return next((path for path in places(environ) if path.is_file()), None)
+    # Whoever reads it refuses what is there and no file, such as a folder of that name.
+    return next((path for path in places(environ) if path.exists()), None)
 
 
 def own_variables(environ: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_what_is_submitted_waits_once_with_what_was_said_of_it():
     assert (first["tags"], first["priority"]) == (["a"], 5)
     table = here("list", "--library", "lib", "--tag", "a", "--state", "unvalidated", "--limit", 1)
     assert re.search(rf"{found[0][:16]}|{found[1][:16]}", table)
-    assert "1 blueprints, and more: see --limit" in table
+    assert "1 blueprint, and more: see --limit" in table
     assert "0 blueprints" in here("list", "--library", "lib", "--state", "INVALID")
     shown = here("show", found[1][:20], "--library", "lib")
     for words in (found[1], "low_rank", "3->4 float32", "rank=2", "unvalidated"):
@@ -75,6 +76,20 @@ def test_a_bus_that_is_away_keeps_nothing_from_being_submitted(tmp_path):
     text = here(*LOW_RANK, "--bus", f"sqlite:{blocked}")
     assert len(ids(text)) == 1
     assert "not announced on the bus, which delays it by seconds" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "bus"), [(LOW_RANK[:-2], "blocked"), (("retry", "--all"), "bus.db")]
+)
+def test_a_library_that_is_away_is_told_of_and_not_the_bus(command, bus, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    (tmp_path / "blocked").mkdir()
+    text = here(*command, "--library", place, "--bus", f"sqlite:{bus}", check=1)
+    assert f"the library at {place} cannot be reached" in text
+    assert "Nothing was done." in text
+    assert "announced" not in text
+    assert not (tmp_path / "bus.db").exists()
 
 
 def test_what_failed_is_told_by_who_waits_and_can_be_tried_again():
@@ -130,12 +145,18 @@ def test_what_is_asked_wrongly_is_refused_and_leaves_nothing_behind(arguments, m
     text = here(*arguments, check=2)
     assert re.search(message, " ".join(text.split())), text
     assert not Path("nowhere").exists()
+    assert not Path("lib").exists()
 
 
 def test_a_beginning_that_names_none_or_several_is_told():
     found = ids(here(*LOW_RANK, "--seeds", 20))
-    assert "holds no blueprint" in here("show", "x", "--library", "lib", check=1)
-    assert "holds no blueprint" in here("show", "0" * 64, "--library", "lib", check=1)
+    for command, unknown in (
+        ("show", "x"),
+        ("show", "0" * 64),
+        ("retry", "x"),
+        ("retry", "0" * 64),
+    ):
+        assert "holds no blueprint" in here(command, unknown, "--library", "lib", check=2)
     digits = [each[0] for each in found]
     twice = next(digit for digit in digits if digits.count(digit) > 1)
     text = here("show", twice, "--library", "lib", check=2)

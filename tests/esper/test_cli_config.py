@@ -105,6 +105,13 @@ def test_without_settings_the_library_is_where_it_was(tmp_path):
     assert "[default: runs/library]" in run("kernels", "list", "--help")
 
 
+def test_a_folder_named_as_the_settings_are_is_told_of(tmp_path):
+    (tmp_path / "here/esper.yaml").mkdir()
+    for command in (("config", "show"), ("library", "search"), ("worker", "--once")):
+        assert "esper.yaml cannot be read: Is a directory, where a YAML" in run(*command, status=2)
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["esper.yaml"]
+
+
 @pytest.mark.parametrize("by", ["here", "named", "variable", "option"])
 def test_the_library_is_where_the_settings_say(by, tmp_path, monkeypatch):
     place = tmp_path / "of settings"

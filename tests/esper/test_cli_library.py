@@ -1,6 +1,7 @@
 """`esper library` as a user meets it: on a folder, and on a service."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def test_kernels_are_found_by_what_is_known_of_them(kernels):
     ):
         assert nothing.endswith("0 kernels\n")
     assert here("search", "--limit", 2).endswith("2 kernels, and more: see --limit\n")
+    assert here("search", "--tag", "mine").endswith("1 kernel\n")
 
 
 def test_what_is_known_of_a_kernel_is_shown(store, kernels):
@@ -84,7 +86,14 @@ def test_what_is_known_of_a_kernel_is_shown(store, kernels):
     store.record_measurement(place | {"backend": "torch"})
     text = here("show", kernels[0][:12])
     assert "batch 8, 12.3 µs forward" in text
-    for words in (kernels[0], "2->8 float32", "needed by run", "a run", "0.5 (", "kept in 2"):
+    for words in (
+        kernels[0],
+        "2->8 float32",
+        "needed by run",
+        "a run",
+        "0.5 (",
+        "in 2 places of 1 run; kept in 2",
+    ):
         assert words in text
     told = json.loads(here("show", kernels[0], "--json"))
     assert told["usage"]["mean_gain"] == 0.5
@@ -113,6 +122,33 @@ def test_tags_are_given_and_taken(store, kernels):
     assert "has no tags" in here("tag", kernels[0], "--remove", "a", "--remove", "b")
 
 
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (("--add", "a", "--add", "b", "--remove", "b"), "'b' cannot be added and removed at once"),
+        (("--add", "a", "--remove", "mine", "--remove", "mime"),
+         "'mime' cannot be removed, and nothing was changed: expected tags that any of the"),
+    ],
+)  # fmt: skip
+def test_tags_that_contradict_each_other_or_the_library_change_nothing(
+    store, kernels, tags, message
+):
+    assert message in here("tag", *kernels, *tags, check=2)
+    assert [store.record(kernel_id).tags for kernel_id in kernels] == [("mine",), (), ()]
+
+
+def test_a_service_is_named_in_what_is_wrong_there(store, kernels):
+    place = os.environ["ESPER_LIBRARY__WHERE"]
+    for arguments in (
+        ("show", "0" * 12),
+        ("move", "invalid", "0" * 64),
+        ("tag", "0", "--add", "x"),
+    ):
+        text = here(*arguments, check=2)
+        assert "holds no kernel" in text
+        assert (f"; the library is at {place}\n" in text) is place.startswith("http")
+
+
 def test_what_nobody_needs_is_removed_once_it_is_meant(store, kernels):
     here("move", "deprecated", *kernels[:2])
     store.refer("a run", kernels[:1])
@@ -124,8 +160,9 @@ def test_what_nobody_needs_is_removed_once_it_is_meant(store, kernels):
     assert "1 stays, because runs or blueprints need them" in text
     assert len(store.find(states=KernelState)) == 3
     text = here("collect", "--grace", 0, "--yes")
-    assert "1 kernels" in text
+    assert "1 kernel with" in text
     assert "removed; 2 with" in text
+    assert "are left" in text
     assert sorted(r.kernel_id for r in store.find(states=KernelState)) == [kernels[0], kernels[2]]
     here("release", "a run")
     report = json.loads(here("collect", "--grace", 0, "--yes", "--json"))

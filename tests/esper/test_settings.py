@@ -102,6 +102,14 @@ def test_a_file_that_is_named_has_to_be_there(by, monkeypatch, tmp_path):
         load_settings(path if by == "argument" else None)
 
 
+@pytest.mark.parametrize("place", ["esper.yaml", "../home/.config/esper/esper.yaml"])
+def test_a_folder_of_that_name_is_no_file_and_is_not_passed_over(place):
+    Path(place).mkdir(parents=True)
+    assert is_configured(None, os.environ)
+    with pytest.raises(InputError, match=r"esper.yaml cannot be read: Is a directory, where a"):
+        load_settings()
+
+
 def test_the_environment_goes_before_the_file(monkeypatch):
     written("esper.yaml", "library: {where: of-file}\nserve: {port: 1, host: a}\n")
     monkeypatch.setenv("ESPER_SERVE__PORT", "2")
