@@ -207,6 +207,8 @@ class Problem(Data):
     """The states that may follow the one that it has."""
     known: tuple[str, ...] | None = None
     """The parameters that there are."""
+    begun: bool | None = None
+    """False where nothing of what was asked was begun, so that it may be asked again."""
 
 
 def checked_claim(most: int, lease_seconds: float) -> None:

@@ -276,8 +276,15 @@ class QueueWorker:
 
     def _waiting(self) -> float:
         query = BlueprintQuery(states=(BlueprintState.UNVALIDATED,), limit=MOST_RESULTS)
+        count = 0
         try:
-            return len(self._queue.blueprints(query).items)
+            # A page holds fewer where they are large.
+            while True:
+                page = self._queue.blueprints(query)
+                count += len(page.items)
+                if page.next_cursor is None or count >= MOST_RESULTS:
+                    return min(count, MOST_RESULTS)
+                query = query.model_copy(update={"cursor": page.next_cursor})
         except EsperError:
             return math.nan
 

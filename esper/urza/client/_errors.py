@@ -29,9 +29,6 @@ class _Told(Problem):
 
     model_config = ConfigDict(extra="ignore")
 
-    begun: bool | None = None
-    """False where the service says that it has begun nothing of what was asked."""
-
 
 def began_nothing(answer: Answer) -> bool:
     """Whether a service says that what was asked was not begun, so that it may be asked again."""

@@ -65,6 +65,7 @@ class Outside:
                     f"the service answers {service.limits.requests} requests already: try again"
                     " later",
                     headers={"Retry-After": str(RETRY_SECONDS), "Connection": "close"},
+                    more={"begun": False},
                 )
                 await response(scope, receive, tell)
             else:

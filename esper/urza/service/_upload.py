@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import IO, TypeVar
 
 from esper.artifacts import Artifact, read_artifact
-from esper.errors import ArtifactError, InputError, LibraryError, ServiceUnavailableError
+from esper.errors import ArtifactError, InputError, LibraryError
 from esper.urza.service._body import Body
-from esper.urza.service._problems import RETRY_SECONDS, RefusedError
+from esper.urza.service._problems import RefusedError, turned_away
 from esper.urza.service._state import Service
 
 T = TypeVar("T")
@@ -45,11 +45,8 @@ async def take_in(
             f"expected a kernel as application/octet-stream, got the type {kind[:80]!r}",
         )
     if service.uploading >= service.limits.uploads:
-        raise RefusedError(
-            503,
-            ServiceUnavailableError,
-            f"the service receives {service.limits.uploads} kernels already: try again later",
-            headers={"Retry-After": str(RETRY_SECONDS)},
+        raise turned_away(
+            503, f"the service receives {service.limits.uploads} kernels already: try again later"
         )
     service.uploading += 1
     file: IO[bytes] = tempfile.SpooledTemporaryFile(_HELD)  # noqa: SIM115
