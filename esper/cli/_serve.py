@@ -96,14 +96,6 @@ def serve(
             parse_url(database)
         if (certificate is None) != (key is None):
             raise InputError("HTTPS takes both --certificate and --key")
-        for option, file in (("--certificate", certificate), ("--key", key)):
-            if file is not None and not os.access(file, os.R_OK):
-                raise InputError(
-                    f"the file {file} of {option} cannot be read: expected a PEM file; name one"
-                    " that is there and that this user may read"
-                )
-        if certificate is not None and key is not None:
-            _check_pem(certificate, key)
         config = context.find_root().params.get("config")
         limits = dataclasses.replace(
             Limits(),
@@ -129,47 +121,6 @@ def serve(
             tell=lambda address: _tell(f"serving the library at {address} (Ctrl-C ends it)"),
         )
         _tell("esper: the service has ended")
-
-
-def _check_pem(certificate: Path, key: Path) -> None:
-    """Refuse files for HTTPS by which nothing could be served, before anything is opened.
-
-    Raises:
-        InputError: naming the file that is none, or both where they do not go together.
-    """
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_verify_locations(certificate)
-    except OSError as error:
-        raise InputError(
-            f"the file {certificate} of --certificate holds no certificate: expected a PEM file,"
-            " which has a line -----BEGIN CERTIFICATE-----"
-        ) from error
-
-    def password() -> str:
-        raise _LockedError
-
-    try:
-        context.load_cert_chain(certificate, key, password)
-    except _LockedError:
-        return  # its password is asked for when the service starts
-    except OSError as error:
-        # OpenSSL gives a reason for what it could read and does not take.
-        if isinstance(error, ssl.SSLError) and error.reason:
-            raise InputError(
-                f"the certificate {certificate} and the key {key} cannot be used together:"
-                f" {error.reason.lower().replace('_', ' ')}; give --key the key of --certificate"
-            ) from error
-        raise InputError(
-            f"the file {key} of --key holds no private key: expected a PEM file, which has a line"
-            " such as -----BEGIN PRIVATE KEY-----"
-        ) from error
-
-
-class _LockedError(Exception):
-    """A key has a password."""
 
 
 def _is_given(context: typer.Context, option: str) -> bool:

@@ -53,17 +53,21 @@ def test_files_for_https_that_are_no_pem_are_named(tmp_path):
             (
                 "text",
                 "a.key",
-                "the file text of --certificate holds no certificate: expected a PEM",
+                "the file text holds no certificate: expected a PEM",
             ),
-            ("a.der", "a.key", "the file a.der of --certificate holds no certificate"),
-            ("a.key", "a.key", "the file a.key of --certificate holds no certificate"),
-            (".", "a.key", "the file . of --certificate holds no certificate"),
-            ("a.pem", "text", "the file text of --key holds no private key: expected a PEM file"),
-            ("a.pem", "a.pem", "the file a.pem of --key holds no private key"),
+            ("a.der", "a.key", "the file a.der holds no certificate"),
+            ("a.key", "a.key", "the file a.key holds no certificate"),
+            (".", "a.key", "the file . holds no certificate"),
+            ("a.pem", "text", "the file text holds no private key: expected a PEM file"),
+            ("a.pem", "a.pem", "the file a.pem holds no private key"),
             ("a.pem", "b.key", "a.pem and the key b.key cannot be used together: key values mis"),
+            (
+                "a.pem",
+                "locked.key",
+                "the private key locked.key has a password, which a service has",
+            ),
             # These are in order, so that it comes to the port, at which nobody can listen.
             ("a.pem", "a.key", f"port {port} of 127.0.0.1 is in use"),
-            ("a.pem", "locked.key", f"port {port} of 127.0.0.1 is in use"),
         ):
             options = ("--library", "lib", "--port", port, "--workers", 2)
             text = here("serve", *options, "--certificate", certificate, "--key", key, check=2)

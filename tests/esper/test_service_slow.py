@@ -346,7 +346,7 @@ def test_what_it_cannot_be_started_with_is_said(tmp_path):
     missing = str(tmp_path / "nope.pem")
     secure = _command("serve", *place, "--port", "0", "--certificate", missing, "--key", missing)
     assert secure.returncode == 2
-    assert f"{missing} of --certificate cannot be read" in secure.stderr
+    assert f"{missing} cannot be read: expected a PEM file" in secure.stderr
     assert "takes both --certificate and --key" in _command("serve", *place, "--key", "x").stderr
     secret = "hunter2-hunter2"
     away = _command(

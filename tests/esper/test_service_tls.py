@@ -1,7 +1,6 @@
 """`esper serve` over HTTPS, with a certificate of an authority of one's own."""
 
 import asyncio
-import functools
 import os
 import re
 import shutil
@@ -17,10 +16,9 @@ import pytest
 from esper.artifacts import Artifact, rewrite_artifact
 from esper.errors import InputError, ServiceUnavailableError
 from esper.recovery import RetryPolicy
-from esper.urza import Library, open_library
+from esper.urza import open_library
 from esper.urza.client import AsyncLibraryClient, LibraryClient
-from esper.urza.service import Scope, ServiceOptions, TokenFile
-from esper.urza.service import serve as run_service
+from esper.urza.service import Scope, TokenFile
 from tests.esper.service_process import Proxy
 
 OPENSSL = shutil.which("openssl")
@@ -202,25 +200,3 @@ def test_certificates_that_are_none_are_refused_by_the_client(tmp_path):
     for name in ("none.pem", "missing.pem"):
         with pytest.raises(InputError, match=rf"{name} cannot be read.*in PEM format"):
             LibraryClient("https://lab", verify=str(tmp_path / name))
-
-
-@pytest.mark.parametrize("kind", ["of another", "with a password", "none"])
-def test_a_key_that_cannot_be_used_is_refused_before_anything_is_served(secured, tmp_path, kind):
-    key = tmp_path / "key.pem"
-    if kind == "of another":
-        _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key)
-    elif kind == "with a password":
-        _openssl("ec", "-in", secured.key, "-aes128", "-passout", "pass:hunter2", "-out", key)
-    else:
-        key.write_text("nothing")
-    TokenFile(tmp_path / "tokens.json").make("tests", Scope.ADMIN)
-    options = ServiceOptions(
-        functools.partial(Library, tmp_path / "library"),
-        token_file=tmp_path / "tokens.json",
-        port=0,
-        certificate=secured.certificate,
-        key=key,
-    )
-    with pytest.raises(InputError, match=rf"the key {key}: .*which has no password"):
-        run_service(options)
-    assert not (tmp_path / "library").exists()

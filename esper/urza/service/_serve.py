@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import ssl
 import sys
 import tempfile
 import threading
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from esper._sockets import listening
 from esper.errors import InputError
+from esper.urza.service._certificate import check_certificate
 from esper.urza.service._limits import Limits
 from esper.urza.service._tokens import TokenFile
 
@@ -86,7 +86,8 @@ def serve(options: ServiceOptions, *, tell: Callable[[str], None] = lambda text:
             f" --token-file {options.token_file or 'FILE'}`"
         )
     # What is wrong is said here, and not by a process that nobody looks at.
-    _check_certificate(options)
+    if options.certificate is not None and options.key is not None:
+        check_certificate(options.certificate, options.key)
     options.open_library().close()
     with listening(options.host, options.port, backlog=_BACKLOG) as listener:
         config = uvicorn.Config(
@@ -111,22 +112,6 @@ def serve(options: ServiceOptions, *, tell: Callable[[str], None] = lambda text:
             _serve_here(uvicorn, config, listener, lambda: tell(address))
         else:
             _serve_by_workers(config, listener, lambda: tell(address))
-
-
-def _check_certificate(options: ServiceOptions) -> None:
-    if options.certificate is None:
-        return
-    try:
-        # With a password, though a wrong one: OpenSSL would ask the terminal for it and wait.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-            options.certificate, options.key, password=""
-        )
-    except OSError as error:
-        raise InputError(
-            f"HTTPS cannot be served with the certificate {options.certificate} and the key"
-            f" {options.key}: {error}. Give PEM files of a certificate and of its key, which has no"
-            " password."
-        ) from error
 
 
 def make_from(options: ServiceOptions) -> "FastAPI":
