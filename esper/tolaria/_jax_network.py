@@ -6,7 +6,8 @@ from step to step and judging leaves as it is.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 
 from esper.contracts import KernelSignature
 from esper.errors import InputError
+from esper.tamiyo.graph import Node, Topology, kind_of, make_topology
+from esper.tamiyo.graph.jax_flow import jax_flow
 from esper.tolaria._jax_survey import Site, Survey, add_kept, keep, site_signature, survey
 from esper.tolaria.tasks import CustomHost, Host
 from esper_adapters.equinox import FunctionalModel, SeededModel, to_functional
@@ -68,6 +71,24 @@ class Network:
     keyed: bool
     """Whether training gives it random keys."""
     survey: Survey
+    example: jax.ShapeDtypeStruct
+    """One example, as the host takes it."""
+
+    @functools.cached_property
+    def topology(self) -> Topology:
+        """Which site feeds which, as the host trains."""
+        layers = self.model.surgery.layers(self.model.host)
+        nodes: list[Node] = []
+        for name in self.model.sites:
+            site = self.survey.sites[name]
+            shapes = ((), ()) if isinstance(site, str) else (site.whole_inputs, site.whole_outputs)
+            layer = layers[name]
+            nodes.append(Node(name, kind_of(type(layer)), *shapes, _parameter_count(layer)))
+        run = _training_run(self.training, self.mapped, self.keyed)
+        two = jax.ShapeDtypeStruct((2, *self.example.shape), self.example.dtype)
+        return make_topology(
+            nodes, jax_flow(lambda site, x: run(site, x)[0], self.model.sites, two)
+        )
 
     @property
     def stateful(self) -> bool:
@@ -278,19 +299,23 @@ def network_of(
         ) from error
     judging: SeededModel = wrap(judged, target_layers=targets, **options)
     flat = to_functional(model)
-    found = _survey(host.name, flat, mapped, keyed, model.sites, given)
-    return Network(model, flat, to_functional(judging), mapped, keyed, found)
+    run = _training_run(flat, mapped, keyed)
+    found = survey(host.name, run, flat.rest, model.sites, given)
+    return Network(model, flat, to_functional(judging), mapped, keyed, found, given)
 
 
-def _survey(
-    name: str,
-    flat: FunctionalModel,
-    mapped: bool,
-    keyed: bool,
-    sites: Sequence[str],
-    example: jax.ShapeDtypeStruct,
-) -> Survey:
-    """As it trains."""
+def _parameter_count(layer: Any) -> int:
+    if isinstance(layer, eqx.Module):
+        arrays = jax.tree.leaves(eqx.filter(layer, eqx.is_inexact_array))
+    else:
+        from flax import nnx
+
+        arrays = jax.tree.leaves(nnx.state(layer, nnx.Param))
+    return sum(array.size for array in arrays)
+
+
+def _training_run(flat: FunctionalModel, mapped: bool, keyed: bool) -> Callable[..., Any]:
+    """`run(site, x)` of a batch, as it trains: what the host returns, and its next state."""
 
     def run(site: Any, x: Any) -> tuple[Any, Any]:
         def net(own: Any) -> Any:
@@ -300,4 +325,4 @@ def _survey(
         y = jax.vmap(net)(given) if mapped else net(given)
         return (y, None) if flat.rest is None else y
 
-    return survey(name, run, flat.rest, sites, example)
+    return run

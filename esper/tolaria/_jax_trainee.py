@@ -12,6 +12,7 @@ from esper.artifacts import Artifact
 from esper.contracts import KernelSignature
 from esper.errors import InputError
 from esper.tamiyo import Cost, Probe
+from esper.tamiyo.graph import Topology
 from esper.tezzeret import artifact_cost
 from esper.tolaria._jax_data import JaxData, StepExamples
 from esper.tolaria._jax_fold import fold_kernel, with_average
@@ -155,6 +156,10 @@ class JaxTrainee:
 
     def _key(self, kind: str, plan: Plan, site: str = "") -> ProgramKey:
         return ProgramKey(kind, self._design, plan, site)
+
+    @property
+    def topology(self) -> Topology:
+        return self._static.network.topology
 
     def signature(self, row: int) -> KernelSignature:
         return self._static.network.signature(self.sites[row])

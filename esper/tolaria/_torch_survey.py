@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esper.contracts import KernelSignature
 from esper.errors import InputError
+from esper.tamiyo.graph import Flow, Node, Topology, kind_of, make_topology
+from esper.tamiyo.graph.torch_flow import FlowRecorder
 from esper.tolaria._torch_random import random_states, random_stream
 from esper_adapters.pytorch import SeededLayer
 
@@ -40,6 +42,7 @@ class Survey:
     flops: float
     """Of a forward pass of one example: multiplications and additions of linear maps,
     convolutions and attention."""
+    topology: Topology
 
 
 def survey(model: nn.Module, layers: Sequence[SeededLayer], x: Tensor) -> Survey:
@@ -53,9 +56,17 @@ def survey(model: nn.Module, layers: Sequence[SeededLayer], x: Tensor) -> Survey
     """
     three = x[torch.arange(3, device=x.device) % len(x)]
     seen = [_calls(model, layers, three[:size]) for size in (2, 3)]
-    sites = {layer.row: _site(*(calls[layer.row] for calls, _, _ in seen)) for layer in layers}
-    random = any(draws for _, draws, _ in seen)
-    return Survey(sites, random, seen[0][2], _flops(model, x[:1]))
+    sites = {layer.row: _site(*(calls[layer.row] for calls, *_ in seen)) for layer in layers}
+    random = any(draws for _, draws, _, _ in seen)
+    nodes = [_node(layer, sites[layer.row]) for layer in layers]
+    topology = make_topology(nodes, seen[0][3])
+    return Survey(sites, random, seen[0][2], _flops(model, x[:1]), topology)
+
+
+def _node(layer: SeededLayer, site: "Site | str") -> Node:
+    shapes = ((), ()) if isinstance(site, str) else (site.input_shape, site.output_shape)
+    parameters = sum(own.numel() for own in layer.parameters())
+    return Node(layer.layer_name, kind_of(type(layer)), *shapes, parameters)
 
 
 _Call = tuple[Tensor, Tensor] | None
@@ -64,9 +75,10 @@ _Call = tuple[Tensor, Tensor] | None
 
 def _calls(
     model: nn.Module, layers: Sequence[SeededLayer], x: Tensor
-) -> tuple[dict[int, list[_Call]], bool, tuple[int, ...]]:
-    """What each layer took and gave in training, whether it drew, and what the host returned."""
+) -> tuple[dict[int, list[_Call]], bool, tuple[int, ...], Flow]:
+    """What each layer took and gave in training, whether it drew, what came out, and the flow."""
     calls: dict[int, list[_Call]] = {layer.row: [] for layer in layers}
+    recorder = FlowRecorder()
 
     def note(layer: Any, args: Any, options: Any, result: Any) -> None:
         taken = args[0] if args else next(iter(options.values()), None)
@@ -75,6 +87,7 @@ def _calls(
             calls[layer.row].append((taken.detach(), given.detach()))
         else:
             calls[layer.row].append(None)
+        recorder.leave(layer.row, result)
 
     # In training mode, as random numbers are drawn there; its buffers are copies.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -82,7 +95,7 @@ def _calls(
     modes = [(module, module.training) for module in model.modules()]
     model.train()
     try:
-        with torch.no_grad(), random_stream(x.device, 0):
+        with torch.no_grad(), random_stream(x.device, 0), recorder:
             before = random_states(x.device)
             y: Any = torch.func.functional_call(model, buffers, (x,))
             drawn = random_states(x.device) != before
@@ -97,7 +110,7 @@ def _calls(
             f"the host {type(model).__name__} returned {found} for {len(x)} examples: expected one"
             f" tensor of outputs, [{len(x)}, ...], with the batch first"
         )
-    return calls, drawn, tuple(y.shape[1:])
+    return calls, drawn, tuple(y.shape[1:]), recorder.flow
 
 
 def _site(two: list[_Call], three: list[_Call]) -> Site | str:

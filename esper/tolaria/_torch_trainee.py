@@ -13,6 +13,7 @@ from esper.contracts import KernelSignature
 from esper.errors import InputError
 from esper.execution import load_torch_kernel
 from esper.tamiyo import Cost, Probe
+from esper.tamiyo.graph import Topology
 from esper.tezzeret import artifact_cost
 from esper.tolaria import _torch_held, _torch_measure
 from esper.tolaria._outputs import check_outputs
@@ -118,6 +119,11 @@ class TorchTrainee:
     def seeds(self) -> SeedState:
         """The state of all seeds, in numpy."""
         return self._network.seeds
+
+    @property
+    def topology(self) -> Topology:
+        """See `Trainee.topology`."""
+        return self._survey.topology
 
     def signature(self, row: int) -> KernelSignature:
         """See `Trainee.signature`."""

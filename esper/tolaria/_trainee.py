@@ -9,6 +9,7 @@ import numpy as np
 from esper.artifacts import Artifact
 from esper.contracts import KernelSignature
 from esper.tamiyo import Cost, Probe
+from esper.tamiyo.graph import Topology
 from esper.tolaria.tasks import Batch
 from esper_functional import Event, SeedState
 
@@ -78,6 +79,11 @@ class Trainee(Protocol):
     @property
     def seeds(self) -> SeedState:
         """The state of all seeds, in numpy."""
+        ...
+
+    @property
+    def topology(self) -> Topology:
+        """Which site feeds which, as the host trains; grafts do not change it."""
         ...
 
     def signature(self, row: int) -> KernelSignature:
