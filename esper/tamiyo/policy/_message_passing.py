@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -91,7 +92,7 @@ class GraphAttention(eqx.Module):
             messages += _gathered(jax.ops.segment_sum, more, edges, len(x))
         return messages * self._spread(1.0 / jnp.where(total > 0, total, 1.0)) + own + self.bias
 
-    def _score(self, sent: jax.Array, taken: jax.Array, kinds: jax.Array) -> jax.Array:
+    def _score(self, sent: jax.Array, taken: jax.Array, kinds: Any) -> jax.Array:
         return jax.nn.leaky_relu(sent + taken + self.of_kind[kinds], _SLOPE)
 
     def _spread(self, by_head: jax.Array) -> jax.Array:
@@ -101,7 +102,7 @@ class GraphAttention(eqx.Module):
         return jax.lax.broadcast_in_dim(by_head, shape, (0, 1)).reshape(len(by_head), -1)
 
 
-def _at(nodes: jax.Array, rows: jax.Array) -> jax.Array:
+def _at(nodes: jax.Array, rows: Any) -> jax.Array:
     return nodes.at[rows].get(mode="fill", fill_value=0)
 
 
