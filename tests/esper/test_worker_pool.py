@@ -22,7 +22,8 @@ def pool():
 
 
 def test_more_is_asked_for_while_somebody_has_nothing_to_do():
-    waiting = [[_job("gated"), _job("gated", init_seed=1)], [], [_job("norm")]]
+    # All while the first is compiled: where nobody has anything to do any more, nobody asks.
+    waiting = [[], [_job("gated"), _job("gated", init_seed=1), _job("norm")]]
     asked, told = [], []
 
     def more(free: int):
