@@ -18,10 +18,12 @@ from esper.tezzeret._pool import CompilePool
 from esper.tezzeret._programs import jax_program
 from esper.tezzeret._recompile import is_due, recompile, recompile_job
 from esper.tezzeret._resolve import Graph, GraphNode, resolve
+from esper.tezzeret._summary import BlueprintSummary, summarize_blueprint
 
 __all__ = [
     "ArtifactCost",
     "BlueprintIR",
+    "BlueprintSummary",
     "CompileJob",
     "CompileLimits",
     "CompileOutcome",
@@ -46,5 +48,6 @@ __all__ = [
     "recompile",
     "recompile_job",
     "resolve",
+    "summarize_blueprint",
     "torch_kernel_from_blueprint",
 ]

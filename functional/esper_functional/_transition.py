@@ -42,7 +42,7 @@ def transition(
     *,
     step: int | Int32[Array, ""],
     slot: int | Int32[Array, "*axes"] = NO_SLOT,
-    kernel_id: tuple[int, int] = (0, 0),
+    kernel_id: tuple[int, int] | Int32[Array, " words"] = (0, 0),
     alpha: float | Float32[Array, ""] = 0.0,
 ) -> Outcome:
     """Move the seeds in `where` to stage `target`, where the table allows it.

@@ -1,7 +1,6 @@
 """Message passing over a graph with edge-aware attention, in Equinox."""
 
 from collections.abc import Callable
-from functools import reduce
 from typing import Any
 
 import equinox as eqx
@@ -10,8 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from esper.tamiyo.graph import Edges
+from esper.tamiyo.policy._linear import mapped, parameters_of
 
 _SLOPE = 0.2
+_LEAST = -1e30
 
 
 class GraphAttention(eqx.Module):
@@ -62,38 +63,43 @@ class GraphAttention(eqx.Module):
         self, x: Float[Array, "nodes inputs"], edges: Edges
     ) -> Float[Array, "nodes outputs"]:
         """What the nodes are after the round."""
-        # One product of twice the width is faster than two.
-        v, own = jnp.split(x @ jnp.concatenate([self.values, self.own], axis=1), 2, axis=1)
-        by_head = v.reshape(len(x), *self.of_sender.shape)
-        sent = jnp.einsum("nhc,hc->nh", by_head, self.of_sender)
-        taken = jnp.einsum("nhc,hc->nh", by_head, self.of_receiver)
-        slots = [
-            jnp.where(there[:, None], self._score(sent[senders], taken, kinds), -jnp.inf)
-            for senders, kinds, there in zip(*edges[:3], strict=True)
+        heads, channels = self.of_sender.shape
+        by_head = self.values.reshape(-1, heads, channels)
+        to_scores = [
+            jnp.einsum("ihc,hc->ih", by_head, own) for own in (self.of_sender, self.of_receiver)
         ]
-        most = reduce(jnp.maximum, slots)
+        # One product is faster than four, and scores are products of x too.
+        product = x @ jnp.concatenate([self.values, self.own, *to_scores], axis=1)
+        ends = (heads * channels, 2 * heads * channels)
+        v, own, scores = jnp.split(product, ends, axis=1)
+        # By head, then by node: exponentials of a long row are computed side by side.
+        sent, taken = jnp.split(scores.T, 2)
+        slots = self._score(_columns(sent, edges.slots), taken[:, None], edges.slot_kinds)
+        slots = jnp.where(jnp.asarray(edges.taken), slots, -jnp.inf)
+        # Of a node without a neighbour something finite, so that no weight is NaN.
+        most = jnp.max(slots, axis=1, initial=_LEAST)
         listed = None
         if len(edges.senders):
             of_receivers = _at(taken, edges.receivers)
-            listed = self._score(sent[edges.senders], of_receivers, edges.kinds)
-            most = jnp.maximum(most, _gathered(jax.ops.segment_max, listed, edges, len(x)))
-        # No neighbour, no message.
-        most = jax.lax.stop_gradient(jnp.where(jnp.isfinite(most), most, 0.0))
-        total = jnp.zeros_like(sent)
-        messages = jnp.zeros_like(v)
-        for score, senders in zip(slots, edges.slots, strict=True):
-            weight = jnp.exp(score - most)
-            total += weight
-            messages += self._spread(weight) * v[senders]
+            listed = self._score(_columns(sent, edges.senders), of_receivers, edges.kinds)
+            most = jnp.maximum(most, _gathered(jax.ops.segment_max, listed.T, edges, len(x)).T)
+        most = jax.lax.stop_gradient(most)
+        weights = jnp.exp(slots - most[:, None])
+        total = jnp.sum(weights, axis=1)
+        # Slot by slot, so that what is gathered is nowhere kept.
+        messages = sum(
+            self._spread(weight) * _rows(v, senders)
+            for weight, senders in zip(weights.transpose(1, 2, 0), edges.slots, strict=True)
+        )
         if listed is not None:
-            weight = jnp.exp(listed - _at(most, edges.receivers))
-            total += _gathered(jax.ops.segment_sum, weight, edges, len(x))
-            more = self._spread(weight) * v[edges.senders]
+            weight = jnp.exp(listed - _at(most, edges.receivers)).T
+            total += _gathered(jax.ops.segment_sum, weight, edges, len(x)).T
+            more = self._spread(weight) * _rows(v, edges.senders)
             messages += _gathered(jax.ops.segment_sum, more, edges, len(x))
-        return messages * self._spread(1.0 / jnp.where(total > 0, total, 1.0)) + own + self.bias
+        return messages * self._spread((1.0 / jnp.where(total > 0, total, 1.0)).T) + own + self.bias
 
     def _score(self, sent: jax.Array, taken: jax.Array, kinds: Any) -> jax.Array:
-        return jax.nn.leaky_relu(sent + taken + self.of_kind[kinds], _SLOPE)
+        return jax.nn.leaky_relu(sent + taken + _columns(self.of_kind.T, kinds), _SLOPE)
 
     def _spread(self, by_head: jax.Array) -> jax.Array:
         """A number of each head, for each of its channels."""
@@ -102,8 +108,16 @@ class GraphAttention(eqx.Module):
         return jax.lax.broadcast_in_dim(by_head, shape, (0, 1)).reshape(len(by_head), -1)
 
 
-def _at(nodes: jax.Array, rows: Any) -> jax.Array:
-    return nodes.at[rows].get(mode="fill", fill_value=0)
+def _rows(nodes: jax.Array, rows: Any) -> jax.Array:
+    return nodes.at[rows].get(mode="promise_in_bounds")
+
+
+def _columns(nodes: jax.Array, columns: Any) -> jax.Array:
+    return nodes.at[:, columns].get(mode="promise_in_bounds")
+
+
+def _at(nodes: jax.Array, columns: Any) -> jax.Array:
+    return nodes.at[:, columns].get(mode="fill", fill_value=0)
 
 
 def _gathered(how: Callable[..., jax.Array], values: jax.Array, edges: Edges, n: int) -> jax.Array:
@@ -140,11 +154,23 @@ class MessagePassing(eqx.Module):
         )
 
     def __call__(
-        self, nodes: Float[Array, "nodes features"], edges: Edges
+        self,
+        nodes: Float[Array, "nodes features"],
+        edges: Edges,
+        shared: Float[Array, " shared"] | None = None,
     ) -> Float[Array, "nodes width"]:
-        """What is known of each node, from its features; 0 for those that only fill up."""
+        """What is known of each node, from its features; 0 for those that only fill up.
+
+        Args:
+            nodes: features of each.
+            shared: features that all nodes have alike, after those of their own; None for none.
+        """
         there = jnp.asarray(edges.there)[:, None]
-        h = jax.vmap(self.embed)(jnp.where(there, nodes, 0.0))
+        weight, bias = parameters_of(self.embed)
+        if shared is not None:
+            weight, of_shared = jnp.split(weight, [nodes.shape[1]], axis=1)
+            bias = bias + of_shared @ shared
+        h = mapped(weight, jnp.where(there, nodes, 0.0)) + bias
         for norm, own in zip(self.norms, self.rounds, strict=True):
             h = h + jax.nn.relu(own(jax.vmap(norm)(h), edges))
         return jnp.where(there, h, 0.0)

@@ -8,6 +8,7 @@ from esper.tolaria.worth._components import (
     components_table,
 )
 from esper.tolaria.worth._costs import Costs, Latency, costs, latencies, memory_bytes
+from esper.tolaria.worth._growth import GROWTH_WEIGHTS, RENT
 from esper.tolaria.worth._measure import Reference, measure, output_distance, reference
 from esper.tolaria.worth._removal import PARTS, interval, removal_costs
 from esper.tolaria.worth._reward import DEFAULT_WEIGHTS, Reward, reward
@@ -15,8 +16,10 @@ from esper.tolaria.worth._shapley import MOST_EXACT, ShapleyValue, shapley_value
 
 __all__ = [
     "DEFAULT_WEIGHTS",
+    "GROWTH_WEIGHTS",
     "MOST_EXACT",
     "PARTS",
+    "RENT",
     "REWARD_COMPONENTS",
     "Costs",
     "Latency",
