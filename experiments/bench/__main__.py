@@ -26,6 +26,8 @@ BENCHMARKS = (
     "compile",
     "training",
     "seeds",
+    "policy",
+    "gym",
 )
 
 Start = Callable[[Sequence[str]], int]

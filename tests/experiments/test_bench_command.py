@@ -17,6 +17,8 @@ from experiments.bench import (
     dormant,
     executor,
     graft,
+    gym,
+    policy,
     population,
     pytorch,
     seeds,
@@ -33,7 +35,7 @@ from experiments.bench._results import Figure, Results
 MODULES = {"active": active, "dormant": dormant, "graft": graft}
 MODULES |= {"population": population, "pytorch": pytorch, "state": state}
 MODULES |= {"cache": cache, "compile": compile_bench, "executor": executor, "trust": trust}
-MODULES |= {"training": training, "seeds": seeds}
+MODULES |= {"training": training, "seeds": seeds, "policy": policy, "gym": gym}
 
 
 @dataclasses.dataclass(frozen=True)

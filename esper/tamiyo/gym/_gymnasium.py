@@ -1,0 +1,117 @@
+"""The gym for agents of other libraries: one environment, as Gymnasium has them.
+
+Thousands of environments in one program are what `Environment` is for; this is for agents that do
+not speak jax.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from esper.errors import InputError
+from esper.tamiyo.graph import BOUND, ModelGraph
+from esper.tamiyo.gym._environment import Environment
+from esper.tamiyo.gym._state import State
+from esper.tamiyo.policy._choice import ALPHAS, Choice, Kind
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+def gymnasium_env(environment: Environment) -> "gymnasium.Env[dict[str, np.ndarray], np.ndarray]":
+    """One environment behind Gymnasium's interface.
+
+    Observations are dictionaries of what a `ModelGraph` holds: `run`, `nodes`, `seeds` and
+    `kernels`, f32 in [-BOUND, BOUND]; `slots`, `slot_kinds`, `taken` and `there` of its edges;
+    `graft`, `unload`, `fossilize`, `retarget` (what is legal) and `free`. Actions are i64 `[5]`: a
+    `Choice`. What is illegal is dropped, and costs safety. Episodes terminate after the
+    environment's boundaries.
+
+    Raises:
+        InputError: where Gymnasium is not installed.
+    """
+    try:
+        import gymnasium
+        from gymnasium import spaces
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "the gym of other libraries needs gymnasium, which is not installed: pip install"
+            " 'esper-morphogenetic[gym]'"
+        ) from error
+
+    reset = jax.jit(environment.reset)
+    act, advance = jax.jit(environment.act), jax.jit(environment.advance)
+    see = jax.jit(environment.graph)
+    example = _observed(jax.eval_shape(environment.reset, jax.random.key(0))[1])
+
+    def space(name: str, own: Any) -> Any:
+        if own.dtype == jnp.bool_:
+            return spaces.MultiBinary(own.shape)
+        if own.dtype == jnp.float32:
+            return spaces.Box(-BOUND, BOUND, own.shape, np.float32)
+        # -1 stands for a node without a free seed.
+        return spaces.Box(-1, max(environment.nodes, environment.seeds), own.shape, np.int32)
+
+    class Growing(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+        """See `gymnasium_env`."""
+
+        metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+        def __init__(self) -> None:
+            self.observation_space: Any = spaces.Dict(
+                {name: space(name, own) for name, own in example.items()}
+            )
+            sizes = (len(Kind), environment.nodes, environment.seeds, len(environment.offers))
+            self.action_space: Any = spaces.MultiDiscrete([*sizes, len(ALPHAS)])
+            self._state: State | None = None
+
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+            """Begin an episode, drawn by the seed."""
+            super().reset(seed=seed)
+            drawn = int(self.np_random.integers(2**31))
+            self._state, graph = reset(jax.random.key(drawn))
+            return _arrays(graph), {}
+
+        def step(
+            self, action: np.ndarray
+        ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+            """Do what was chosen, train, measure."""
+            if self._state is None:
+                raise InputError("no episode was begun: call reset() before step()")
+            choice = Choice(*(jnp.asarray(own, jnp.int32) for own in action))
+            changed = act(self._state, choice)
+            illegal = float(changed.illegal - self._state.illegal)
+            after, reward, info = advance(changed)
+            self._state = after
+            done = int(after.boundary) >= environment.boundaries
+            told = {name: float(own) for name, own in info.items()}
+            return (
+                _arrays(see(after)),
+                float(reward.total),
+                done,
+                False,
+                {**told, "illegal": illegal},
+            )
+
+    return Growing()
+
+
+def _observed(graph: ModelGraph) -> dict[str, Any]:
+    edges, legal = graph.edges, graph.legal
+    return {
+        **{name: getattr(graph, name) for name in ("run", "nodes", "seeds", "kernels")},
+        **{name: getattr(edges, name) for name in ("slots", "slot_kinds", "taken", "there")},
+        **legal._asdict(),
+    }
+
+
+def _arrays(graph: ModelGraph) -> dict[str, np.ndarray]:
+    # A MultiBinary space holds i8.
+    arrays = {name: np.asarray(own) for name, own in _observed(graph).items()}
+    return {
+        name: own.astype(np.int8) if own.dtype == np.bool_ else own for name, own in arrays.items()
+    }

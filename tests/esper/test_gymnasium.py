@@ -1,0 +1,54 @@
+"""The gym as Gymnasium has environments: its checker's rules, and the same rewards."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from esper.errors import InputError
+from esper.tamiyo.gym import Environment, Offered, gymnasium_env
+from esper.tamiyo.policy import Choice, Kind
+
+ENV = Environment(
+    families=("blobs",), offers=(Offered("low_rank", 2),), depth=1, seeds=1, boundaries=3, steps=2,
+    ramp=2, batch=8, examples=16, validation=8,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def own():
+    pytest.importorskip("gymnasium", reason="the extra 'gym' is not installed")
+    return gymnasium_env(ENV)
+
+
+def test_it_keeps_gymnasiums_rules(own):
+    from gymnasium.utils.env_checker import check_env
+
+    check_env(own, skip_render_check=True)
+
+
+def test_an_episode_is_that_of_the_functional_environment(own):
+    own.reset(seed=3)
+    drawn = int(np.random.Generator(np.random.PCG64(np.random.SeedSequence(3))).integers(2**31))
+    state, _ = jax.jit(ENV.reset)(jax.random.key(drawn))
+    step = jax.jit(ENV.step)
+    for boundary in range(ENV.boundaries):
+        action = [Kind.GRAFT if boundary == 1 else Kind.WAIT, 0, 0, 0, 0]
+        seen, reward, terminated, truncated, info = own.step(np.array(action))
+        state, expected = step(state, Choice(*(jnp.int32(part) for part in action)))
+        assert reward == pytest.approx(float(expected.reward), abs=1e-5)
+        assert terminated == (boundary == ENV.boundaries - 1) == bool(expected.done)
+        assert not truncated
+        if not terminated:
+            np.testing.assert_allclose(seen["run"], expected.graph.run, atol=1e-5)
+    assert info["returned"] == pytest.approx(float(expected.info["returned"]), abs=1e-5)
+
+
+def test_steps_before_a_reset_and_a_missing_package_are_told(own, monkeypatch):
+    with pytest.raises(InputError, match=r"no episode was begun: call reset\(\) before step\(\)"):
+        gymnasium_env(ENV).step(np.zeros(5, np.int64))
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(InputError, match=r"gymnasium, which is not installed.*\[gym\]"):
+        gymnasium_env(ENV)
