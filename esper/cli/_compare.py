@@ -34,7 +34,7 @@ def compare(
     budget: Annotated[
         list[str] | None, typer.Option(help="steps or flops; both by default.")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="test_accuracy or test_loss.")] = None,
+    metric: Annotated[str | None, typer.Option(help="test_accuracy, test_loss or reward.")] = None,
     smallest_effect: Annotated[
         float | None, typer.Option(help="The least difference that would matter; 0.02 by default.")
     ] = None,

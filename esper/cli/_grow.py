@@ -45,7 +45,7 @@ def grow(
         Path | None, typer.Option(help="YAML file with the keys of a configuration.")
     ] = None,
     controller: Annotated[
-        str | None, typer.Option(help="none, fixed, random, heuristic or bandit.")
+        str | None, typer.Option(help="none, fixed, random, heuristic, bandit or learned.")
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, max=10_000, help="Number of runs, with seeds from `seed` on.")

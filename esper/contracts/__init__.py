@@ -75,6 +75,11 @@ from esper.contracts._message import (
 from esper.contracts._metrics import (
     TrainingMetrics,
 )
+from esper.contracts._model_report import (
+    MOST_SITES,
+    ModelReport,
+    SiteKind,
+)
 from esper.contracts._page import (
     Page,
 )
@@ -138,6 +143,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "MOST_RESULTS",
     "MOST_ROWS",
+    "MOST_SITES",
     "MOST_TAGS",
     "PAYLOADS",
     "UPGRADES",
@@ -175,6 +181,7 @@ __all__ = [
     "KernelUsage",
     "Label",
     "Manifest",
+    "ModelReport",
     "Name",
     "OonaMessage",
     "Page",
@@ -187,6 +194,7 @@ __all__ = [
     "SeedStage",
     "Sha256",
     "SignatureText",
+    "SiteKind",
     "Size",
     "Tag",
     "TensorSpec",

@@ -1,7 +1,9 @@
 """What controllers ask for."""
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from esper.contracts._columns import Columns
 from esper.contracts._data import Count, Data, Fraction, Name, Sha256
@@ -23,10 +25,18 @@ class Action(StrEnum):
     """Let the alpha of an ACTIVE seed run to another value."""
 
 
+Deviation = Annotated[float, Field(ge=0.0)]
+Effect = tuple[float, float, float]
+"""What a controller expects of a decision, in the unit of its reward, and the ends of the 95 %
+interval."""
+Feature = tuple[Name, float]
+"""What moved a decision, and its part of the effect."""
+
+
 class AdaptationDecision(Data):
     """One request of a controller; as `esper.tamiyo.Decision`, and when it was made."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     step: Count
     """The boundary at which it was made."""
     action: Action
@@ -40,6 +50,11 @@ class AdaptationDecision(Data):
     alpha: Fraction = 1.0
     """Of GRAFT and RETARGET: where the ramp goes."""
     confidence: Fraction = 1.0
+    uncertainty: Deviation | None = None
+    """Standard deviation of the effect for want of data; None where it was not estimated."""
+    effect: Effect | None = None
+    features: tuple[Feature, ...] = ()
+    """What moved it most, the strongest first."""
 
 
 class AdaptationDecisionBatch(Columns[AdaptationDecision]):
@@ -47,7 +62,7 @@ class AdaptationDecisionBatch(Columns[AdaptationDecision]):
 
     ITEM = AdaptationDecision
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     step: tuple[Count, ...]
     action: tuple[Action, ...]
     layer: tuple[Count, ...]
@@ -57,3 +72,6 @@ class AdaptationDecisionBatch(Columns[AdaptationDecision]):
     initialisation: tuple[Name, ...]
     alpha: tuple[Fraction, ...]
     confidence: tuple[Fraction, ...]
+    uncertainty: tuple[Deviation | None, ...]
+    effect: tuple[Effect | None, ...]
+    features: tuple[tuple[Feature, ...], ...]

@@ -24,6 +24,22 @@ ENTRY_FIELDS: Mapping[str, frozenset[str]] = {
     "veto": frozenset({"step", "layer", "seed", "action", "kernel", "rule", "reason"}),
     "worth": frozenset({"step", "layer", "seed", "value", "low", "high"}),
     "rollback": frozenset({"step", "to", "lines", "cause", "remedy"}),
+    "note": frozenset({"step", "reason"}),
+    "decision": frozenset(
+        {
+            "step",
+            "layer",
+            "seed",
+            "action",
+            "kernel",
+            "confidence",
+            "uncertainty",
+            "features",
+            "value",
+            "low",
+            "high",
+        }
+    ),
 }
 """What an entry of each kind holds besides `kind`. The first ones are the core's `EventKind`."""
 
@@ -44,7 +60,7 @@ class SeedEvent(Data):
     kind: Literal[
         "load", "activate", "cancel", "fail", "unload", "fossilize", "reset", "alpha", "ramp",
         "errors", "health", "latency", "incubate", "fold", "uncalled",
-        "mark", "veto", "worth", "rollback",
+        "mark", "veto", "worth", "rollback", "note", "decision",
     ]  # fmt: skip
     step: Count
     """The step before which it takes effect."""
@@ -53,7 +69,8 @@ class SeedEvent(Data):
     kernel: Sha256 | Literal[""] = ""
     """The kernel concerned, where there is one."""
     value: float | None = None
-    """See `EventKind`; of `worth`, the removal cost, None where it is not finite."""
+    """See `EventKind`; of `worth`, the removal cost, and of `decision`, what it is expected to
+    bring; None where it is not finite."""
     span: Count = 0
     """Length of a ramp in steps."""
     shape: Literal["linear", "cosine", "sigmoid"] = "linear"
@@ -68,9 +85,14 @@ class SeedEvent(Data):
     measurements: Sha256 | None = None
     """Digest of all measurements before a mark."""
     action: str = ""
-    """Of a decision that was refused."""
+    """Of a decision, refused or done."""
     rule: str = ""
     """Which refused it."""
+    confidence: float | None = None
+    uncertainty: float | None = None
+    """Standard deviation of a decision's effect for want of data."""
+    features: tuple[tuple[str, float | None], ...] = ()
+    """What moved a decision most, each with its part."""
     low: float | None = None
     high: float | None = None
     to: Count = 0

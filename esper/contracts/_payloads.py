@@ -15,6 +15,7 @@ from esper.contracts._kernels import KernelOutcome
 from esper.contracts._ledger_entry import SeedEvent
 from esper.contracts._message import OonaMessage
 from esper.contracts._metrics import TrainingMetrics
+from esper.contracts._model_report import ModelReport
 from esper.contracts._recovery import (
     CircuitChanged,
     ErrorOccurred,
@@ -33,6 +34,8 @@ PAYLOADS: Mapping[Topic, type[Data]] = {
     Topic.HEALTH: HealthMeasured,
     Topic.SEED_HEALTH: HealthSignal,
     Topic.DECISION: AdaptationDecision,
+    Topic.ADVICE: AdaptationDecision,
+    Topic.MODEL_REPORT: ModelReport,
     Topic.BLUEPRINT_CHANGED: BlueprintChanged,
     Topic.KERNEL_CHANGED: KernelChanged,
     Topic.KERNEL_OUTCOME: KernelOutcome,
@@ -41,6 +44,7 @@ PAYLOADS: Mapping[Topic, type[Data]] = {
 BATCHES: Mapping[Topic, type[Columns[Any]]] = {
     Topic.SEED_HEALTH: HealthSignalBatch,
     Topic.DECISION: AdaptationDecisionBatch,
+    Topic.ADVICE: AdaptationDecisionBatch,
 }
 """What the payload may be instead, where many are sent as one: it has lists for values."""
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from esper.contracts._data import Data
+from esper.contracts._decisions import AdaptationDecision, AdaptationDecisionBatch
 from esper.contracts._kernels import KernelRecord
 
 T = TypeVar("T", bound=Data)
@@ -23,8 +24,21 @@ def _kernel_with_a_state(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "state": "testing", "tags": [], "created": 0.0}
 
 
+def _decision_with_an_effect(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "uncertainty": None, "effect": None, "features": []}
+
+
+def _decisions_with_effects(data: dict[str, Any]) -> dict[str, Any]:
+    steps = data.get("step")
+    rows = len(steps) if isinstance(steps, list) else 0
+    none: list[None] = [None] * rows
+    return {**data, "uncertainty": none, "effect": none, "features": [[] for _ in none]}
+
+
 UPGRADES: Mapping[tuple[type[Data], int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     (KernelRecord, 1): _kernel_with_a_state,
+    (AdaptationDecision, 1): _decision_with_an_effect,
+    (AdaptationDecisionBatch, 1): _decisions_with_effects,
 }
 """From which version of which model: what makes it one of the next version."""
 

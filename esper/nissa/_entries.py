@@ -13,8 +13,13 @@ WORTH = "worth"
 """What removing a kernel would cost was measured."""
 MARK = "mark"
 """A digest was recorded."""
+NOTE = "note"
+"""The controller said something without deciding anything."""
 
-NO_EVENTS = frozenset({VETO, ROLLBACK, WORTH, MARK})
+DECISION = "decision"
+"""What a decision that is done next is expected to bring."""
+
+NO_EVENTS = frozenset({VETO, ROLLBACK, WORTH, MARK, NOTE, DECISION})
 """Kinds of entries that change no seed."""
 
 UNTOLD = frozenset({EventKind.HEALTH.value, EventKind.LATENCY.value})
@@ -64,6 +69,10 @@ def describe_entry(entry: Mapping[str, Any]) -> str:
             return f"worth {_short(value)}{_interval(entry)}"
         case "mark":
             return f"mark: {entry.get('name')}"
+        case "decision":
+            return f"{entry.get('action')} expected to bring {_short(value)}{_interval(entry)}"
+        case "note":
+            return "the controller notes"
     return DECISIONS.get(kind) or _OTHERS.get(kind) or kind
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,14 @@ def _notes(arm: _Arm) -> list[str]:
         if back:
             times = "once" if back == 1 else f"{back:,} times"
             notes.append(f"{who}: was taken back to an earlier step {times}.")
+        refused = Counter(
+            str(entry.get("rule"))
+            for place, entry in enumerate(run.events)
+            if entry["kind"] == VETO and place not in run.undone
+        )
+        if refused:
+            told = ", ".join(f"{rule} {count:,}" for rule, count in sorted(refused.items()))
+            notes.append(f"{who}: decisions refused, by rule: {told}.")
         last, steps = int(run.metrics[-1]["step"]), run.config.get("steps", 0)
         if last < steps:
             notes.append(f"{who}: its last measurement is of step {last:,} of {steps:,}.")

@@ -8,6 +8,7 @@ from esper.tamiyo._controller import (
     Cost,
     Decision,
     Observation,
+    Remarking,
     Veto,
     Worth,
 )
@@ -15,11 +16,14 @@ from esper.tamiyo._fixed import FixedController, Scheduled
 from esper.tamiyo._gradient_bottleneck import GradientBottleneckTrigger, gradient_scores
 from esper.tamiyo._held_out_gain import HeldOutGainTrigger
 from esper.tamiyo._heuristic import HeuristicController
+from esper.tamiyo._learned import Advice, Advisor, LearnedController
 from esper.tamiyo._make import CONTROLLERS, TRIGGERS, make_controller, make_trigger
+from esper.tamiyo._norms import SiteNorms
 from esper.tamiyo._plateau import PlateauTrigger
 from esper.tamiyo._probe import Probe
 from esper.tamiyo._random import RandomController
 from esper.tamiyo._random_trigger import RandomTrigger
+from esper.tamiyo._recorder import ReadingsRecorder
 from esper.tamiyo._safety import RULES, Guard, Safety
 from esper.tamiyo._schedule_trigger import ScheduleTrigger
 from esper.tamiyo._trigger import Cue, Trigger
@@ -30,6 +34,8 @@ __all__ = [
     "RULES",
     "TRIGGERS",
     "Action",
+    "Advice",
+    "Advisor",
     "BanditController",
     "Controller",
     "Cost",
@@ -41,14 +47,18 @@ __all__ = [
     "Guard",
     "HeldOutGainTrigger",
     "HeuristicController",
+    "LearnedController",
     "Observation",
     "PlateauTrigger",
     "Probe",
     "RandomController",
     "RandomTrigger",
+    "ReadingsRecorder",
+    "Remarking",
     "Safety",
     "ScheduleTrigger",
     "Scheduled",
+    "SiteNorms",
     "Trigger",
     "Verdict",
     "VerdictRule",

@@ -1,13 +1,16 @@
 """What a controller sees and what it may ask for."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from esper.contracts import Action as Action
+from esper.tamiyo._norms import SiteNorms
 from esper.tamiyo._probe import Probe
+from esper.tamiyo.graph import Topology
 from esper.urza import KernelRecord
 from esper_functional import SeedState
 
@@ -28,6 +31,12 @@ class Decision:
     """Of GRAFT and RETARGET: where the ramp goes, in [0, 1]."""
     confidence: float = 1.0
     """How sure the controller is, in [0, 1]; safety may ask for a least one."""
+    uncertainty: float | None = None
+    """Standard deviation of `effect` for want of data, from 0; None where it was not estimated."""
+    effect: "Worth | None" = None
+    """What the controller expects of it, in the unit of its reward; None without an estimate."""
+    features: tuple[tuple[str, float], ...] = ()
+    """What moved it most, by name, each with its part of the effect; the strongest first."""
 
 
 class Veto(NamedTuple):
@@ -49,7 +58,11 @@ class Cost(NamedTuple):
 
 
 class Worth(NamedTuple):
-    """Rise of the validation loss without a kernel, and its 95 % interval over held-out batches."""
+    """A value and its 95 % interval.
+
+    Of a kernel: the rise of the validation loss without it, over held-out batches. Of a decision:
+    what it is expected to bring.
+    """
 
     value: float
     low: float
@@ -84,6 +97,16 @@ class Observation:
     """Measures what a layer row sees; costs a forward and a backward pass."""
     random: np.random.Generator
     """Of this run and step: the same whenever the step is trained again."""
+    first_loss: float = math.nan
+    """The validation loss at the run's first boundary; NaN where it is not known."""
+    loss_spread: float = math.nan
+    """Standard deviation of the steps' losses since the last boundary, over their mean."""
+    worths: Callable[[Sequence[tuple[int, int]]], Mapping[tuple[int, int], Worth]] | None = None
+    """Measures many places (layer row, seed) in one batched pass; None where nothing does."""
+    norms: Callable[[], SiteNorms] | None = None
+    """Measures gradients and parameters of all layers; costs a forward and a backward pass."""
+    topology: Callable[[], Topology] | None = None
+    """Which layer feeds which, found out once; None where that is not known."""
 
 
 class Controller(Protocol):
@@ -105,4 +128,13 @@ class Controller(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Remember what `state` returned."""
+        ...
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """A controller that may have something to say at a boundary besides what it decides."""
+
+    def remarks(self) -> Sequence[str]:
+        """What is to be recorded beside the decisions of the last `decide`; often nothing."""
         ...

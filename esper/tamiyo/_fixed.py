@@ -163,12 +163,18 @@ class FixedController:
     ) -> None:
         """See `Controller.told`: what was vetoed is still to be done."""
         for decision in applied:
-            index = self._asked.pop((decision.layer, decision.seed), None)
-            if index is not None and self._timetable is not None:
+            index = self._asked.get((decision.layer, decision.seed))
+            # What the guard did there by itself is not what was asked for.
+            if index is None or decision.action is not self._action(index):
+                continue
+            if self._timetable is not None:
                 self._timetable.serve(index, observation.step)
-            elif index is not None:
+            else:
                 self._done[index] = observation.step
         self._asked = {}
+
+    def _action(self, index: int) -> Action:
+        return Action.GRAFT if self._timetable is not None else self._schedule[index].action
 
     def state(self) -> dict[str, Any]:
         """See `Controller.state`."""

@@ -12,6 +12,7 @@ from esper.tamiyo._fixed import FixedController, Scheduled
 from esper.tamiyo._gradient_bottleneck import GradientBottleneckTrigger
 from esper.tamiyo._held_out_gain import HeldOutGainTrigger
 from esper.tamiyo._heuristic import HeuristicController
+from esper.tamiyo._learned import LearnedController
 from esper.tamiyo._plateau import PlateauTrigger
 from esper.tamiyo._random import RandomController
 from esper.tamiyo._random_trigger import RandomTrigger
@@ -33,6 +34,7 @@ CONTROLLERS: dict[str, type | None] = {
     "random": RandomController,
     "heuristic": HeuristicController,
     "bandit": BanditController,
+    "learned": LearnedController,
 }
 """Every kind of controller; "none" trains without growing."""
 

@@ -10,6 +10,7 @@ from esper.tolaria._config import (
     make_config,
     read_config_file,
 )
+from esper.tolaria._decided import Decided, decisions_of
 from esper.tolaria._divergence import DivergedError
 from esper.tolaria._grow import resume_run, start_run
 from esper.tolaria._hooks import Hooks
@@ -22,6 +23,7 @@ from esper.tolaria.tasks import TASKS, Task, batch_indices, initial_host, load_t
 
 __all__ = [
     "TASKS",
+    "Decided",
     "DivergedError",
     "Evaluation",
     "GrowConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "batch_indices",
     "branch_run",
     "create_study",
+    "decisions_of",
     "has_run",
     "initial_host",
     "is_study",

@@ -64,6 +64,8 @@ class SafetyConfig(BaseModel):
     """The window of `max_adaptations`."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
     """Least confidence of a decision."""
+    max_uncertainty: float | None = Field(default=None, ge=0.0)
+    """Most standard deviation of a decision's effect for want of data, where it says one."""
     max_parameters: int | None = Field(default=None, ge=0)
     """Of the network."""
     max_parameters_factor: float | None = Field(default=None, ge=1.0)
@@ -74,6 +76,12 @@ class SafetyConfig(BaseModel):
     """The same, as a multiple of the host's."""
     calm_steps: int = Field(default=0, ge=0)
     """Steps without growth after the run was taken back."""
+    max_loss_spread: float | None = Field(default=None, ge=0.0)
+    """Most standard deviation of the training losses since the last boundary, over their mean."""
+    unload_below_worth: float | None = Field(default=None, ge=0.0)
+    """A kernel is unloaded whose worth, all of its interval, is below minus this."""
+    judge_after_steps: _Steps = 500
+    """Steps at work before a kernel's worth is measured for that, and between two times."""
 
 
 class GrowConfig(BaseModel):
@@ -156,12 +164,14 @@ class GrowConfig(BaseModel):
     """Training examples by which initialisations and triggers see a layer."""
 
     # Who decides.
-    controller: Literal["none", "fixed", "random", "heuristic", "bandit"] = "heuristic"
+    controller: Literal["none", "fixed", "random", "heuristic", "bandit", "learned"] = "heuristic"
     """Who decides what grows; `none` trains without growing."""
     trigger: Literal["plateau", "gradient_bottleneck", "held_out_gain", "schedule", "random"] = (
         "plateau"
     )
     """When the heuristic and the bandit graft."""
+    policy: Path | None = Field(default=None, strict=False)
+    """Of the learned controller: a policy file; null takes the one that ships with Esper."""
     initial_grafts: list[InitialGraft] = Field(default_factory=list)
     """Kernels that are there from step 0, at alpha 1."""
     schedule_of_grafts: list[ScheduledDecision] = Field(default_factory=list)
@@ -233,6 +243,8 @@ class GrowConfig(BaseModel):
             raise ValueError("`initial_grafts` are for runs with `controller: none`")
         if self.controller != "fixed" and self.schedule_of_grafts:
             raise ValueError("`schedule_of_grafts` is for runs with `controller: fixed`")
+        if self.controller != "learned" and self.policy is not None:
+            raise ValueError("`policy` is for runs with `controller: learned`")
         if self.checkpoint_every % self.decide_every:
             near = max(1, round(self.checkpoint_every / self.decide_every)) * self.decide_every
             raise ValueError(

@@ -32,6 +32,8 @@ class Course:
     """How many grafts were asked for."""
     first_loss: float | None = None
     """Mean training loss up to the first boundary that had one."""
+    first_validation: float | None = None
+    """Validation loss at the first boundary; None for runs begun before it was kept."""
     best_validation: float | None = None
     stale: int = 0
     """Boundaries since then."""

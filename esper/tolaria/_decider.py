@@ -50,6 +50,7 @@ def controller_of(config: GrowConfig, sites: Sequence[str]) -> Controller | None
         },
         "heuristic": {**judged, "offset": config.seed},
         "bandit": judged,
+        "learned": {"policy": config.policy, "offset": config.seed},
     }
     return make_controller(config.controller, **options[config.controller])
 

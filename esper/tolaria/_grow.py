@@ -26,6 +26,7 @@ from esper.tolaria._build import (
     task_of,
 )
 from esper.tolaria._config import GrowConfig
+from esper.tolaria._decider import controller_of
 from esper.tolaria._departure import depart, is_last
 from esper.tolaria._hooks import Hooks
 from esper.tolaria._kernels import obtain_kernels
@@ -41,6 +42,7 @@ from esper.tolaria._run_folder import (
     open_run,
 )
 from esper.tolaria._trainee import Trainee
+from esper.tolaria._trainer import FLOPS_PER_STEP
 from esper.tolaria.tasks import Task
 from esper.urza import Library
 
@@ -81,7 +83,11 @@ def start_run(
         if config.controller != "none":
             kernels = _obtain(config, trainee, rows, library, tell, hooks.stop)
         check_grafts(config, trainee, library)
-        host = HostRecord(trainee.sites, trainee.cost().parameters)
+        # A policy that cannot be read is found out before anything is written.
+        controller_of(config, trainee.sites)
+        cost, examples = trainee.cost(), config.batch_size or len(task.train)
+        step_flops = FLOPS_PER_STEP * examples * cost.flops
+        host = HostRecord(trainee.sites, cost.parameters, step_flops)
         folder = create_run(path, config, kernels, host=host, task_digest=task.digest)
         with locked(folder):
             return _train(folder, task, trainee, library, bus=bus, hooks=hooks)

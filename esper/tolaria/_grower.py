@@ -39,6 +39,11 @@ def per_position(probe: Probe, rank: int) -> Probe:
     return Probe(inputs, outputs, gradients, probe.loss)
 
 
+def _first_line(error: Exception) -> str:
+    """What an error says first, for a record of one line."""
+    return str(error).partition("\n")[0][:500]
+
+
 class Grower:
     """Changes a trainee's seeds, and records every change.
 
@@ -126,7 +131,20 @@ class Grower:
         layer, seed = self._place(slot)
         graft = self.course.grafts.pop(slot)
         fail = Event(step, layer, seed, EventKind.FAIL, graft.kernel_id)
-        self._change(fail, str(error).partition("\n")[0][:500])
+        self._change(fail, _first_line(error))
+
+    def unusable(self, layer: int, kernel_id: str) -> str | None:
+        """Why a kernel cannot be grafted in a layer row; None where it can."""
+        try:
+            own = self.artifact(kernel_id).manifest.signature
+            fits = self._trainee.signature(layer)
+        except EsperError as error:
+            return _first_line(error)
+        if own == fits:
+            return None
+        return (
+            f"kernel {kernel_id[:12]} is for {own}, and {self._trainee.sites[layer]} takes {fits}"
+        )
 
     def graft(self, step: int, decision: Decision) -> None:
         """Ask for a kernel; its program begins to compile."""
@@ -170,9 +188,9 @@ class Grower:
 
     def _activate(self, step: int, slot: int, graft: Graft) -> None:
         layer, seed = self._place(slot)
-        artifact = self.artifact(graft.kernel_id)
         event = Event(step, layer, seed, EventKind.ACTIVATE, graft.kernel_id, 0.0)
         try:
+            artifact = self.artifact(graft.kernel_id)
             params, told = self._first_params(step, layer, graft, artifact)
             self._change(event, told, artifact, params)
         except (EsperError, KernelMismatchError) as error:

@@ -83,7 +83,8 @@ class Network:
             site = self.survey.sites[name]
             shapes = ((), ()) if isinstance(site, str) else (site.whole_inputs, site.whole_outputs)
             layer = layers[name]
-            nodes.append(Node(name, kind_of(type(layer)), *shapes, _parameter_count(layer)))
+            parameters = sum(array.size for array in _parameters(layer))
+            nodes.append(Node(name, kind_of(type(layer)), *shapes, parameters))
         run = _training_run(self.training, self.mapped, self.keyed)
         two = jax.ShapeDtypeStruct((2, *self.example.shape), self.example.dtype)
         return make_topology(
@@ -117,6 +118,12 @@ class Network:
                 )
             found.append(jax.tree.unflatten(jax.tree.structure(own), jax.tree.leaves(new)))
         return found[0], found[1]
+
+    def by_site(self, params: Any, rest: Any) -> list[list[Any]]:
+        """The host's parameters, or what is shaped like them, at each site."""
+        host = self.training.combine(*((params, rest) if self.stateful else (params,)))
+        layers = self.model.surgery.layers(host)
+        return [_parameters(layers[name]) for name in self.model.sites]
 
     def signature(self, name: str) -> KernelSignature:
         """What a kernel of a layer takes and gives; see `site_signature`."""
@@ -304,14 +311,12 @@ def network_of(
     return Network(model, flat, to_functional(judging), mapped, keyed, found, given)
 
 
-def _parameter_count(layer: Any) -> int:
+def _parameters(layer: Any) -> list[Any]:
     if isinstance(layer, eqx.Module):
-        arrays = jax.tree.leaves(eqx.filter(layer, eqx.is_inexact_array))
-    else:
-        from flax import nnx
+        return jax.tree.leaves(eqx.filter(layer, eqx.is_inexact_array))
+    from flax import nnx
 
-        arrays = jax.tree.leaves(nnx.state(layer, nnx.Param))
-    return sum(array.size for array in arrays)
+    return jax.tree.leaves(nnx.state(layer, nnx.Param))
 
 
 def _training_run(flat: FunctionalModel, mapped: bool, keyed: bool) -> Callable[..., Any]:

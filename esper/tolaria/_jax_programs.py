@@ -173,12 +173,16 @@ def _mean_loss(loss: Loss, outputs: Any, y: Any) -> Any:
     return _label_losses(loss, outputs, y).mean()
 
 
+def _norm(tree: Any) -> Any:
+    squares = [jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
+
+
 def _updated(static: Static, how: Optimisation, group: Group, gradient: Any, rate: Any) -> Group:
     # optax raises floats to integer powers, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
         if how.clip_norm is not None:
-            squares = [jnp.vdot(g, g) for g in jax.tree.leaves(gradient)]
-            norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
+            norm = _norm(gradient)
             # A norm that is not finite scales nothing: what is not finite is to be seen.
             scale = jnp.where(norm > how.clip_norm, how.clip_norm / norm, 1.0)
             gradient = jax.tree.map(lambda g: g * scale, gradient)
@@ -363,6 +367,20 @@ def _probe_program(static: Static, design: Design, plan: Plan, site: str) -> Any
     return probe
 
 
+def _norms_program(static: Static, design: Design, plan: Plan) -> Any:
+    def norms(host: Any, live: Live | None, rest: Any, x: Any, y: Any) -> Any:
+        def loss_of(host: Any) -> Any:
+            outputs, _ = _judged(static, design, plan, host, live, rest, x)
+            return _mean_loss(design.loss, outputs, y)
+
+        trees = (jax.grad(loss_of)(host), host)
+        return jnp.stack(
+            [jnp.stack([_norm(own) for own in static.network.by_site(t, rest)]) for t in trees]
+        )
+
+    return norms
+
+
 def _prediction_program(static: Static, design: Design, plan: Plan) -> Any:
     def predict(host: Any, live: Live | None, rest: Any, x: Any) -> Any:
         outputs = _judged(static, design, plan, host, live, rest, x)[0].astype(jnp.float32)
@@ -376,6 +394,7 @@ _BUILDERS = {
     "steps": _steps_program,
     "evaluate": _evaluation_program,
     "variants": _variants_program,
+    "norms": _norms_program,
     "predict": _prediction_program,
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 from esper.artifacts import Artifact
 from esper.contracts import KernelSignature
 from esper.errors import InputError
-from esper.tamiyo import Cost, Probe
+from esper.tamiyo import Cost, Probe, SiteNorms
 from esper.tamiyo.graph import Topology
 from esper.tezzeret import artifact_cost
 from esper.tolaria._jax_data import JaxData, StepExamples
@@ -470,6 +470,13 @@ class JaxTrainee:
         loss, *seen = PROGRAMS(key, self._judged_host(), live, self._rest, x, y)
         inputs, outputs, gradients = (np.asarray(array, np.float32) for array in seen)
         return Probe(inputs, outputs, gradients, float(loss))
+
+    def norms(self, indices: np.ndarray) -> SiteNorms:
+        x, y = self._data.rows(indices)
+        live = self._judged_live(self._now, self.seeds)
+        key = self._key("norms", self._now.plan)
+        both = np.asarray(PROGRAMS(key, self._judged_host(), live, self._rest, x, y), np.float32)
+        return SiteNorms(both[0], both[1])
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         live, host = self._judged_live(self._now, self.seeds), self._judged_host()

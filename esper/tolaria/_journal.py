@@ -1,11 +1,12 @@
 """All that a run records of itself while it trains: the ledger first, then whoever listens."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from esper.oona import Bus, Topic
-from esper.tamiyo import Veto, Worth
-from esper.tolaria._ledger import MARK, ROLLBACK, Cursor, Ledger, event_entry
+from esper.tamiyo import Decision, Veto, Worth
+from esper.tolaria._ledger import DECISION, MARK, ROLLBACK, Cursor, Ledger, event_entry
 from esper_functional import Event
 
 
@@ -76,11 +77,32 @@ class Journal:
             ]
         )
 
+    def decision(self, step: int, decision: Decision) -> None:
+        """Record what a decision that is done is expected to bring, where it says so."""
+        if decision.effect is None:
+            return
+        effect = {name: _finite(own) for name, own in decision.effect._asdict().items()}
+        entry = {
+            "kind": DECISION,
+            "step": step,
+            "layer": decision.layer,
+            "seed": decision.seed,
+            "action": decision.action.value,
+            "kernel": decision.kernel_id,
+            "confidence": _finite(decision.confidence),
+            "uncertainty": _finite(decision.uncertainty),
+            "features": [[name, _finite(part)] for name, part in decision.features],
+            **effect,
+        }
+        self.write([entry])
+
+    def notes(self, step: int, remarks: Sequence[str]) -> None:
+        """Record what the controller said without deciding anything."""
+        self.write([{"kind": "note", "step": step, "reason": remark} for remark in remarks])
+
     def worth(self, step: int, layer: int, seed: int, worth: Worth) -> None:
         """Record a removal cost that was measured."""
-        values = {"value": worth.value, "low": worth.low, "high": worth.high}
-        finite = {name: value if abs(value) < float("inf") else None
-                  for name, value in values.items()}  # fmt: skip
+        finite = {name: _finite(value) for name, value in worth._asdict().items()}
         self.write([{"kind": "worth", "step": step, "layer": layer, "seed": seed, **finite}])
 
     def rollback(self, step: int, to: int, lines: int, cause: str, remedy: str) -> None:
@@ -101,3 +123,7 @@ class Journal:
                 }
             ]
         )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

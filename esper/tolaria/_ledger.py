@@ -18,6 +18,8 @@ from esper_functional import Event, EventKind
 
 MARK = "mark"
 """The kind of an entry that records a digest instead of an event."""
+DECISION = "decision"
+"""The kind of an entry that says what the decision is expected to bring that is done next."""
 ROLLBACK = "rollback"
 """The kind of an entry from which on the run is again what an earlier line led to."""
 

@@ -35,6 +35,8 @@ class HostRecord(NamedTuple):
     sites: tuple[str, ...]
     """Names of the layers with seeds, in the order of the seed state's rows."""
     parameters: int
+    step_flops: float | None = None
+    """Of a training step of the host alone, counted; None where it was not recorded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +202,11 @@ def create_run(
         "schema_version": SCHEMA_VERSION,
         "config": config.model_dump(mode="json"),
         "kernels": kernels,
-        "host": {"sites": list(host.sites), "parameters": host.parameters},
+        "host": {
+            "sites": list(host.sites),
+            "parameters": host.parameters,
+            "step_flops": host.step_flops,
+        },
         "task": {"name": config.task, "digest": task_digest},
         **({} if branch is None else {"branch": branch}),
         "versions": _versions(),
@@ -253,7 +259,8 @@ def open_run(path: Path) -> RunFolder:
             values = _upgraded(values)
         else:
             own = content["host"]
-            host = HostRecord(tuple(map(str, own["sites"])), int(own["parameters"]))
+            sites = tuple(map(str, own["sites"]))
+            host = HostRecord(sites, int(own["parameters"]), own.get("step_flops"))
             digest = str(content["task"]["digest"])
         config = GrowConfig.model_validate_json(json.dumps(values))
         kernels = {str(k): [str(i) for i in v] for k, v in content["kernels"].items()}

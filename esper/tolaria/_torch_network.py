@@ -73,6 +73,8 @@ class TorchNetwork:
         self.table = self.model.seed_table
         self.layers: list[SeededLayer] = list(self.model.kasmina_layers.values())
         self.host: dict[str, nn.Parameter] = dict(self.model.named_parameters())
+        self.own: list[list[nn.Parameter]] = [list(layer.parameters()) for layer in self.layers]
+        """The host's parameters at each layer, by row."""
         self._buffer_names = [name for name, _ in self.model.named_buffers()]
         self.grafts: dict[int, Graft] = {}
         """By slot, of every seed that holds a kernel."""

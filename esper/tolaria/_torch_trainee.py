@@ -12,7 +12,7 @@ from esper.artifacts import Artifact
 from esper.contracts import KernelSignature
 from esper.errors import InputError
 from esper.execution import load_torch_kernel
-from esper.tamiyo import Cost, Probe
+from esper.tamiyo import Cost, Probe, SiteNorms
 from esper.tamiyo.graph import Topology
 from esper.tezzeret import artifact_cost
 from esper.tolaria import _torch_held, _torch_measure
@@ -20,6 +20,7 @@ from esper.tolaria._outputs import check_outputs
 from esper.tolaria._torch_data import Examples, Objective, TaskData
 from esper.tolaria._torch_held import Held
 from esper.tolaria._torch_network import TorchNetwork
+from esper.tolaria._torch_norms import site_norms
 from esper.tolaria._torch_optimiser import HOST, GroupedOptimiser
 from esper.tolaria._torch_probe import probe
 from esper.tolaria._torch_random import NOTHING, random_stream
@@ -351,6 +352,13 @@ class TorchTrainee:
         examples = self._data.batch(indices)
         with self._random(3), self._optimiser.averaged():
             return probe(self._network, self._objective, row, self._survey.sites[row], examples)
+
+    def norms(self, indices: np.ndarray) -> SiteNorms:
+        """See `Trainee.norms`; parameters that are frozen have no gradient."""
+        self._network.train(False)
+        examples = self._data.batch(indices)
+        with self._random(3), self._network.precision(), self._optimiser.averaged():
+            return site_norms(self._network, self._objective, examples)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """See `Trainee.predict`."""

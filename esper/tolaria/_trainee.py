@@ -8,7 +8,7 @@ import numpy as np
 
 from esper.artifacts import Artifact
 from esper.contracts import KernelSignature
-from esper.tamiyo import Cost, Probe
+from esper.tamiyo import Cost, Probe, SiteNorms
 from esper.tamiyo.graph import Topology
 from esper.tolaria.tasks import Batch
 from esper_functional import Event, SeedState
@@ -198,6 +198,14 @@ class Trainee(Protocol):
 
     def probe(self, row: int, indices: np.ndarray) -> Probe:
         """What a layer sees on training examples `indices`; changes nothing."""
+        ...
+
+    def norms(self, indices: np.ndarray) -> SiteNorms:
+        """Norms of gradient and parameters at each site, on training examples `indices`.
+
+        Of the network as it is judged, in the precision of the run. Both come from the device
+        in one transfer; nothing is changed.
+        """
         ...
 
     def predict(self, x: np.ndarray) -> np.ndarray:

@@ -29,6 +29,8 @@ from esper.tamiyo import (
     Guard,
     Observation,
     Probe,
+    Remarking,
+    SiteNorms,
     Veto,
     Worth,
 )
@@ -42,7 +44,7 @@ from esper.tolaria._journal import Journal
 from esper.tolaria._ledger import Ledger
 from esper.tolaria._rates import rate_table
 from esper.tolaria._run_folder import RunFolder
-from esper.tolaria._trainee import Evaluation, Rates, Trainee
+from esper.tolaria._trainee import Evaluation, Place, Rates, Trainee
 from esper.tolaria.tasks import Batch, Loader, Task
 from esper.tolaria.worth import removal_costs
 from esper.urza import KernelRecord, Library
@@ -297,10 +299,12 @@ class Trainer:
         train_loss = float(np.mean(losses, dtype=np.float64)) if len(losses) else math.nan
         if course.first_loss is None and len(losses):
             course.first_loss = train_loss
+        if course.best_validation is None:
+            course.first_validation = validation.loss
         course.attempts = 0
         self._observe_health(step, validation)
         if self._controller is not None and len(losses) and step < self._last:
-            self._decide(step, train_loss, validation)
+            self._decide(step, losses, train_loss, validation)
         self._publish(step, train_loss, validation, test)
         self._judge_progress(validation.loss)
         if saved is not None and not self._ended:
@@ -358,25 +362,34 @@ class Trainer:
         patience = self._config.early_stopping
         self._ended = patience is not None and course.stale >= patience
 
-    def _probe(self, layer: int, step: int) -> Probe:
+    def _probed(self, step: int) -> np.ndarray:
+        """The training examples by which layers are seen at a step."""
         count = min(self._config.probe_examples, len(self._task.train))
         random = np.random.default_rng([self._config.seed, 2, step])
-        chosen = random.permutation(len(self._task.train))[:count].astype(np.int32)
+        return random.permutation(len(self._task.train))[:count].astype(np.int32)
+
+    def _probe(self, layer: int, step: int) -> Probe:
         with self._clock.charge("evaluate"):
-            return self._trainee.probe(layer, chosen)
+            return self._trainee.probe(layer, self._probed(step))
 
-    def _decide(self, step: int, train_loss: float, validation: Evaluation) -> None:
+    def _norms(self, step: int) -> SiteNorms:
+        with self._clock.charge("evaluate"):
+            return self._trainee.norms(self._probed(step))
+
+    def _decide(
+        self, step: int, losses: np.ndarray, train_loss: float, validation: Evaluation
+    ) -> None:
         assert self._controller is not None
-        measured: dict[tuple[int, int], Worth] = {}
+        measured: dict[Place, Worth] = {}
 
-        def worth(layer: int, seed: int) -> Worth:
-            place = (layer, seed)
-            if place not in measured:
-                with self._clock.charge("evaluate"):
-                    own = removal_costs(self._trainee, [place])[place]
+        def worths(places: Sequence[Place]) -> dict[Place, Worth]:
+            missing = [place for place in places if place not in measured]
+            with self._clock.charge("evaluate"):
+                found = removal_costs(self._trainee, missing)
+            for (layer, seed), own in found.items():
                 self._journal.worth(step, layer, seed, own)
-                measured[place] = own
-            return measured[place]
+            measured.update(found)
+            return {place: measured[place] for place in places}
 
         observation = Observation(
             step=step,
@@ -390,15 +403,23 @@ class Trainer:
             host=self._host_cost,
             now=self._trainee.cost(self._grower.loading()),
             rollbacks=tuple(self._course.rollbacks),
-            worth=worth,
+            worth=lambda layer, seed: worths([(layer, seed)])[layer, seed],
             probe=lambda layer: self._probe(layer, step),
             random=np.random.default_rng([self._config.seed, 4, step]),
+            first_loss=_or_nan(self._course.first_validation),
+            loss_spread=_spread(losses),
+            worths=worths,
+            norms=lambda: self._norms(step),
+            topology=lambda: self._trainee.topology,
         )
         wanted = self._controller.decide(observation)
-        allowed, vetoes = self._guard.review(observation, wanted)
+        remarks = self._controller.remarks() if isinstance(self._controller, Remarking) else ()
+        allowed, vetoes = self._guard.review(observation, wanted, self._grower.unusable)
         allowed, more = self._within_the_number(allowed)
+        self._guard.count(more)
         vetoes = [*vetoes, *more]
         with self._clock.charge("record"):
+            self._journal.notes(step, remarks)
             self._journal.vetoes(step, vetoes)
         for decision in allowed:
             self._obey(step, decision)
@@ -420,6 +441,8 @@ class Trainer:
 
     def _obey(self, step: int, decision: Decision) -> None:
         self._keep_region("before")
+        with self._clock.charge("record"):
+            self._journal.decision(step, decision)
         with self._clock.charge("compile"):
             self._grower.obey(step, decision)
 
@@ -564,6 +587,16 @@ class Trainer:
             # A run whose FLOPs are used up just where a checkpoint was due ends at that step.
             self._save(step, self._tree(), self._meta(step), replace=True)
             self._writer.wait()
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _spread(losses: np.ndarray) -> float:
+    """Standard deviation over the mean's size; 0 where that is 0."""
+    mean = abs(float(losses.mean(dtype=np.float64)))
+    return float(losses.std(dtype=np.float64)) / mean if mean else 0.0
 
 
 def _finite(value: float) -> float | None:

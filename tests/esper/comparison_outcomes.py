@@ -39,6 +39,7 @@ def outcome(
         "steps": 500,
         "test_accuracy": accuracy,
         "test_loss": None if accuracy is None else 1.0 - accuracy,
+        "reward": accuracy,
         "validation_loss": 0.5,
         "parameters": 42 if arm == "static-small" else 1_458,
         "training_flops": 1e6,

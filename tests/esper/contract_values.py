@@ -1,5 +1,6 @@
 """Values of every contract, made from the types of their fields."""
 
+import functools
 import json
 import math
 import types
@@ -18,6 +19,7 @@ from esper.contracts import (
     Data,
     KernelChanged,
     KernelOutcome,
+    ModelReport,
     SeedEvent,
     TrainingMetrics,
 )
@@ -99,6 +101,8 @@ def values(annotation: Any, metadata: list[Any]) -> SearchStrategy[Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         return st.one_of([values(each, metadata) for each in arguments])
     if get_origin(annotation) is tuple:
+        if arguments[-1] is not Ellipsis:
+            return st.tuples(*(values(each, []) for each in arguments))
         least = known.get("min_length", 0)
         return st.lists(values(arguments[0], []), min_size=least, max_size=3).map(tuple)
     if get_origin(annotation) is dict:
@@ -173,8 +177,65 @@ def _outcomes(draw: st.DrawFn) -> KernelOutcome:
     return KernelOutcome(**given)
 
 
+_REPORTS = ModelReport.model_fields
+_BY_SEED = {"stage", "alpha", "health", "health_before", "worth", "worth_half", "age"}
+_OF_KERNELS = {"kernel_ids", "kernel_parameters", "kernel_flops"}
+_OF_REPORTS = {"step", "steps", "senders", "receivers", "depths", "descriptions", "held", "fits"}
+
+
+@functools.cache
+def _entries_of(name: str) -> SearchStrategy[Any]:
+    """Values of one entry of a column of a report, and of a field that is no column."""
+    field = _REPORTS[name]
+    if get_origin(field.annotation) is not tuple or name.endswith("_loss") or name == "rollbacks":
+        return values(field.annotation, list(field.metadata))
+    inside = get_args(field.annotation)[0]
+    return values(get_args(inside)[0] if name in _BY_SEED else inside, [])
+
+
+@functools.cache
+def _rows(own: SearchStrategy[Any], count: int, width: int | None = None) -> SearchStrategy[Any]:
+    """So many entries, or rows of them."""
+    inner = own if width is None else _rows(own, width)
+    return st.lists(inner, min_size=count, max_size=count).map(tuple)
+
+
+@functools.cache
+def _below(count: int) -> SearchStrategy[Any]:
+    return st.none() | st.integers(0, count - 1) if count else st.none()
+
+
+@functools.cache
+def _reports_of(sites: int, seeds: int, rows: int, kernels: int) -> SearchStrategy[ModelReport]:
+    columns: dict[str, SearchStrategy[Any]] = {}
+    for name, field in _REPORTS.items():
+        if name == "schema_version" or name in _OF_REPORTS:
+            continue
+        own, plain = _entries_of(name), get_origin(field.annotation) is not tuple
+        if plain or name.endswith("_loss") or name == "rollbacks":
+            columns[name] = own
+        elif name in _OF_KERNELS:
+            columns[name] = _rows(own, kernels)
+        else:
+            columns[name] = _rows(own, sites, seeds if name in _BY_SEED else None)
+    to = _rows(st.integers(0, sites - 1), 2)
+    numbers = _rows(_floats({}), rows, 2)
+    columns |= {
+        "senders": to, "receivers": to, "depths": _rows(st.integers(0, sites - 1), sites),
+        "descriptions": numbers, "held": _rows(_below(rows), sites, seeds),
+        "fits": _rows(_below(kernels), sites, rows), "step": st.integers(0, 1 << 40),
+        "steps": st.integers(1 << 40, 1 << 41),
+    }  # fmt: skip
+    return st.fixed_dictionaries(columns).map(lambda given: ModelReport(**given))
+
+
+_REPORT_SHAPES = [(1, 1, 0, 0), (1, 1, 1, 1), (2, 1, 1, 0), (2, 2, 2, 1), (1, 3, 0, 2)]
+
+
 def data_of(model: type[Data]) -> SearchStrategy[Any]:
     """Values of a model, with and without what has a default."""
+    if model is ModelReport:
+        return st.sampled_from(_REPORT_SHAPES).flatmap(lambda own: _reports_of(*own))
     if model is SeedEvent:
         return st.sampled_from(sorted(ENTRY_FIELDS)).flatmap(entries)
     if model is TrainingMetrics:

@@ -1,11 +1,13 @@
 """What controllers, triggers and safety are shown in tests: observations, and a world of seeds."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from esper.tamiyo import Action, Cost, Decision, Observation, Probe, Veto, Worth
+from esper.tamiyo.graph import Flow, Node, Topology, make_topology
 from esper.urza import KernelRecord
 from esper_functional import (
     Event,
@@ -51,6 +53,14 @@ def no_probe(layer: int) -> Probe:
     raise AssertionError(f"layer {layer} was probed, and nobody should have")
 
 
+@functools.cache
+def chain(sites: tuple[str, ...]) -> Topology:
+    """Each site feeds the next."""
+    nodes = [Node(site, "linear", (8,), (8,), 72) for site in sites]
+    edges = frozenset((row, row + 1) for row in range(len(sites) - 1))
+    return make_topology(nodes, Flow(tuple(range(len(sites))), edges))
+
+
 def observe(
     step: int,
     train: float = 1.0,
@@ -81,6 +91,7 @@ def observe(
         worth=worth if callable(worth) else lambda *_: worth,
         probe=probe,
         random=np.random.default_rng([run, step]),
+        topology=lambda: chain(SITES[: seeds.shape[0]]),
     )
 
 

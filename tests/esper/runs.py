@@ -47,6 +47,21 @@ UNSTEADY: dict[str, Any] = EVENTFUL | {
 """The same, at a learning rate at which it diverges, so that batches are left out."""
 
 
+HARMED: dict[str, Any] = EVENTFUL | {
+    "steps": 120,
+    "controller": "fixed",
+    "graft_every": 20,
+    "loading_steps": 1,
+    "incubation_steps": 0,
+    "ramp_steps": 5,
+    "initialisation": "as_compiled",
+    "blend": "convex",
+    "kernel_warmup_steps": 10_000,
+    "safety": {"unload_below_worth": 0.0, "judge_after_steps": 20},
+}
+"""Kernels that hardly learn stand in for what the host has learned, and are unloaded for it."""
+
+
 def config(tmp_path: Path, backend: str, values: dict[str, Any], **changes: Any) -> GrowConfig:
     return make_config(**{**values, "backend": backend, "library": tmp_path / "library", **changes})
 

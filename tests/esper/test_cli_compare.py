@@ -104,7 +104,7 @@ def test_a_refused_verdict_is_reported_and_exits_1(place):
         (["--task", "spirals", "--treatment", "scratch"], "'scratch' does not grow"),
         (["--task", "spirals", "--backend", "tensorflow"], "backend: .*'jax' or 'torch'"),
         (["--task", "spirals", "--budget", "time"], "'steps' or 'flops', got 'time'"),
-        (["--task", "spirals", "--metric", "speed"], "'test_accuracy' or 'test_loss'"),
+        (["--task", "spirals", "--metric", "speed"], "'test_accuracy', 'test_loss' or 'reward'"),
         (["--task", "spirals", "--smallest-effect", "0"], "smallest effect of interest above 0"),
         (["--task", "spirals", "--config", "none.yaml"], "none.yaml cannot be read"),
         (["--task", "spirals", "--config", "typo.yaml"], "unknown key 'stpes'.*'steps'"),

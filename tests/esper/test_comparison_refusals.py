@@ -212,7 +212,7 @@ def test_controls_that_growth_needs_are_asked_for():
         ({"treatment": " "}, "expected arms with printable names, got ' '"),
         ({"seeds": ()}, "expected seeds that differ, got none; give one for each run"),
         ({"seeds": (0, 1, 1)}, "expected seeds that differ, got 1 twice"),
-        ({"metric": "f1"}, "the metric to be one of test_accuracy, test_loss, got 'f1'"),
+        ({"metric": "f1"}, "the metric to be one of test_accuracy, test_loss, reward, got 'f1'"),
         ({"budget": "hours"}, "the budget to be one of steps, flops, got 'hours'"),
         ({"alpha": 0.0}, "expected alpha between 0 and 0.5, got 0.0; 0.05 is usual"),
         ({"alpha": 0.5}, "expected alpha between 0 and 0.5, got 0.5"),

@@ -167,7 +167,7 @@ def test_there_is_one_vocabulary():
         getattr(each, key) for each, key in zip(stage.metadata, ("ge", "le"), strict=True)
     )
     assert list(range(least, most + 1)) == [int(each) for each in SeedLifecycleState]
-    own = {"mark", "veto", "worth", "rollback"}
+    own = {"mark", "veto", "worth", "rollback", "note", "decision"}
     assert set(ENTRY_FIELDS) == {str(kind) for kind in EventKind} | own
 
 
@@ -176,6 +176,13 @@ def test_a_decision_of_a_controller_is_an_adaptation_decision():
 
     own = {field.name for field in dataclasses.fields(esper.tamiyo.Decision)}
     assert set(AdaptationDecision.model_fields) == own | {"schema_version", "step"}
+    effect = esper.tamiyo.Worth(0.2, -0.1, 0.5)
+    full = esper.tamiyo.Decision(
+        contracts.Action.UNLOAD, 0, 1, "", uncertainty=0.3, effect=effect, features=(("a", 0.5),)
+    )
+    sent = AdaptationDecision(step=50, **dataclasses.asdict(full))
+    assert AdaptationDecision.model_validate_json(sent.model_dump_json()) == sent
+    assert (sent.uncertainty, sent.effect, sent.features) == (0.3, effect, full.features)
 
 
 # Payloads.

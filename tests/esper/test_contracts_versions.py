@@ -7,6 +7,9 @@ from hypothesis import given
 
 from esper.contracts import (
     UPGRADES,
+    Action,
+    AdaptationDecision,
+    AdaptationDecisionBatch,
     BlueprintRequest,
     Claim,
     KernelRecord,
@@ -47,6 +50,22 @@ def test_an_older_record_inside_of_something_else_is_upgraded_too():
     assert read(Page[KernelRecord], json.dumps(page)).items == (
         read(KernelRecord, json.dumps(BEFORE_STATES)),
     )
+
+
+def test_an_older_decision_had_no_effect():
+    old = {"schema_version": 1, "step": 50, "action": "graft", "layer": 0, "seed": 1}
+    found = read(AdaptationDecision, json.dumps(old))
+    assert found == AdaptationDecision(step=50, action=Action.GRAFT, layer=0, seed=1)
+    assert (found.uncertainty, found.effect, found.features) == (None, None, ())
+    columns = {
+        "step": [50, 60], "action": ["graft", "unload"], "layer": [0, 1], "seed": [1, 2],
+        "reason": ["", ""], "kernel_id": ["", ""], "initialisation": ["", ""],
+        "alpha": [1.0, 1.0], "confidence": [1.0, 1.0],
+    }  # fmt: skip
+    batch = read(AdaptationDecisionBatch, json.dumps(columns))
+    assert batch.items()[0] == found
+    assert [own.effect for own in batch.items()] == [None, None]
+    assert read(AdaptationDecisionBatch, batch.model_dump_json()) == batch
 
 
 def test_every_version_but_the_newest_has_an_upgrade():

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from esper.tamiyo import Action, Probe, Veto, Worth, make_controller
 from esper_functional import EventKind, SeedLifecycleState
+from tests.esper.advisors import small_advisor
 from tests.esper.controlled import OTHER, A, B, C, World
 
 S = SeedLifecycleState
@@ -43,6 +44,7 @@ KINDS = {
         "trial_steps": 100,
     },
     "bandit": {"trigger": {"kind": "random", "rate": 0.7}, "trial_steps": 100, "trials": TRIALS},
+    "learned": {"policy": small_advisor({"graft": 2.0, "unload": 1.0})},
     "bandit, regular": {"trigger": {"kind": "schedule", "every": 50}, "trial_steps": 50},
 }
 
@@ -132,7 +134,7 @@ class Machine(RuleBasedStateMachine):
         assert len(set(places)) == len(places)
         failed = {(int(r), int(s)) for r, s in np.argwhere(stages == S.ERROR_RECOVERY)}
         assert failed == {(d.layer, d.seed) for d in decisions if d.action is Action.RESET}
-        if not self.kind.startswith("fixed"):
+        if not self.kind.startswith(("fixed", "learned")):
             grafts = sum(d.action is Action.GRAFT for d in decisions)
             busy = int(np.isin(stages, [S.LOADING, S.ACTIVE]).sum())
             most = KINDS[self.kind].get("trials", 1)

@@ -26,7 +26,7 @@ from esper.tolaria import (
 from esper.tolaria import _grow as growing
 from esper.tolaria._ledger import Ledger
 from tests.depth import depth
-from tests.esper.runs import EVENTFUL, UNSTEADY, config, entries, measured
+from tests.esper.runs import EVENTFUL, HARMED, UNSTEADY, config, entries, measured
 
 BACKENDS = ["jax", "torch"]
 
@@ -108,6 +108,43 @@ def test_killed_at_twenty_steps_and_resumed_is_uninterrupted(request, place, bac
         at = kills.pop(0)
         with pytest.raises(Killed):
             resume_run(run, hooks=Hooks(on_step=kill))
+    resume_run(run)
+    assert_equal_runs(run, whole)
+
+
+def test_kernels_that_harm_are_unloaded_and_a_run_killed_meanwhile_is_uninterrupted(place):
+    values = config(place, "torch", HARMED)
+    whole, run = place / "harmed", place / "harmed-killed"
+    start_run(whole, values)
+    record = entries(whole)
+    unloads = [entry for entry in record if entry["kind"] == "unload"]
+    assert len(unloads) >= 2
+    for entry in unloads:
+        assert "what is below -0 is unloaded" in entry["reason"]
+        measured_here = [
+            own
+            for own in record
+            if own["kind"] == "worth"
+            and [own[key] for key in ("step", "layer", "seed")]
+            == [entry[key] for key in ("step", "layer", "seed")]
+        ]
+        assert [own["high"] < 0.0 for own in measured_here] == [True]
+    # The schedule knows nothing of it, and goes on with seeds that it finds free.
+    emptied = {(entry["layer"], entry["seed"]): entry["step"] for entry in unloads}
+    loads = [(e["step"], (e["layer"], e["seed"])) for e in record if e["kind"] == "load"]
+    assert any(place in emptied and step > emptied[place] for step, place in loads)
+    replay_run(whole)
+
+    def kill(step, loss):
+        if step == at:
+            raise Killed
+
+    kills = sorted({45, unloads[0]["step"] + 1, unloads[1]["step"] - 1})
+    while kills:
+        at = kills.pop(0)
+        begin = partial(resume_run, run) if run.exists() else partial(start_run, run, values)
+        with pytest.raises(Killed):
+            begin(hooks=Hooks(on_step=kill))
     resume_run(run)
     assert_equal_runs(run, whole)
 

@@ -59,6 +59,10 @@ def test_any_host_is_held_measured_and_restored(case):
     assert predicted.dtype == np.float32
     # What is judged draws nothing, and sees no other examples.
     assert_close(own.predict(task.test.x[:3][::-1])[::-1], predicted)
+    norms = own.norms(BATCH)
+    counts = [node.parameters for node in own.topology.nodes]
+    assert [norm > 0 for norm in norms.weight] == [count > 0 for count in counts]
+    assert np.isfinite(norms.gradient).all()
     assert bits(own.snapshot()) == before
 
     losses = run(own, 2, 5)
@@ -156,6 +160,7 @@ def test_both_backends_agree_on_images_and_texts(name):
         own.apply(Event(2, row, 0, EventKind.INCUBATE))
         losses.append(run(own, 2, 8, rates))
         judged, seen = own.evaluate("test"), own.probe(row, BATCH)
+        norms = own.norms(BATCH)
         shot = own.snapshot()
         lives.append(
             {
@@ -168,6 +173,8 @@ def test_both_backends_agree_on_images_and_texts(name):
                 "inputs": seen.inputs,
                 "outputs": seen.outputs,
                 "gradients": seen.gradients,
+                "gradient_norms": norms.gradient,
+                "weight_norms": norms.weight,
                 "predictions": own.predict(task.test.x[:5]),
                 "parameters": own.cost([kernel]).parameters,
                 # Equinox's convolutions keep a bias as [out, 1, 1].
@@ -204,6 +211,24 @@ def test_signatures_come_from_the_layer_or_from_a_call():
         "positions first": "4->8 float32",
         "positions last": "8->3 float32",
     }
+
+
+def test_a_layer_without_parameters_has_norms_of_zero():
+    class Bent(eqx.Module):
+        first: eqx.nn.Linear
+        bend: eqx.nn.Lambda
+
+        def __call__(self, x):
+            return self.bend(self.first(x))
+
+    def build(seed):
+        return Bent(eqx.nn.Linear(6, 3, key=jax.random.key(seed)), eqx.nn.Lambda(jax.nn.relu))
+
+    own = make(make_task("bent", CustomHost("bent", jax=build, grow_at=("bend",)), (6,)))
+    norms = own.norms(BATCH)
+    assert own.sites == ("first", "bend")
+    assert (norms.gradient[1], norms.weight[1]) == (0.0, 0.0)
+    assert min(norms.gradient[0], norms.weight[0]) > 0
 
 
 # What is counted

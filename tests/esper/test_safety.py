@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -8,7 +9,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from esper.errors import InputError
-from esper.tamiyo import RULES, Action, Cost, Decision, Guard, Safety
+from esper.tamiyo import (
+    RULES,
+    Action,
+    Cost,
+    Decision,
+    FixedController,
+    Guard,
+    Safety,
+    Scheduled,
+    Veto,
+    Worth,
+)
+from esper.tamiyo._places import NEEDED_STAGE
 from esper_functional import SeedLifecycleState, init_seeds
 from tests.esper.controlled import World, hold, observe, record
 
@@ -23,6 +36,7 @@ SMALL, MIDDLE, LARGE = (record(str(n), parameters=n, flops=10 * n) for n in (10,
 KERNELS = {k.kernel_id: k for k in (SMALL, MIDDLE, LARGE)}
 CANDIDATES = {layer: [SMALL, MIDDLE, LARGE] for layer in (0, 1)}
 HOST = Cost(100, 1_000.0)
+PLACES = [(layer, seed) for layer in (0, 1) for seed in (0, 1, 2)]
 
 
 def graft(layer=0, seed=0, kernel=SMALL, confidence=1.0):
@@ -38,6 +52,13 @@ def seen(step=0, seeds=None, now=HOST, rollbacks=()):
         now=now,
         rollbacks=rollbacks,
     )
+
+
+def in_stage(stage, layer=0, seed=0):
+    """Seeds of which one is in a stage."""
+    stages = np.zeros((2, 3), np.uint8)
+    stages[layer, seed] = stage
+    return init_seeds(2, 3).replace(stage=stages)
 
 
 def reasons(vetoes):
@@ -89,14 +110,16 @@ def test_rate_by_hand():
     assert reasons(vetoes) == [
         "rate: 2 changes were allowed in the last 100 steps, and no more than 2 may be"
     ]
-    reset = Decision(RESET, 0, 0, "")
-    assert guard.review(seen(99), [wanted[0], reset])[0] == [reset]
+    reset = Decision(RESET, 1, 0, "")
+    broken = in_stage(SeedLifecycleState.ERROR_RECOVERY, 1)
+    assert guard.review(seen(99, broken), [wanted[0], reset])[0] == [reset]
     assert guard.review(seen(100), wanted)[0] == wanted[:2]
 
 
 def test_confidence_by_hand():
     guard = Guard(Safety(min_confidence=0.9))
-    wanted = [graft(confidence=0.9), graft(confidence=0.89), graft(confidence=math.nan)]
+    given = (0.9, 0.89, math.nan)
+    wanted = [graft(seed=seed, confidence=own) for seed, own in enumerate(given)]
     allowed, vetoes = guard.review(seen(0), wanted)
     assert allowed == wanted[:1]
     assert reasons(vetoes) == [
@@ -104,7 +127,8 @@ def test_confidence_by_hand():
         "confidence: confidence is nan, and must be 0.9",
     ]
     unload = Decision(UNLOAD, 0, 0, "", confidence=0.0)
-    assert guard.review(seen(0), [unload])[0] == [unload]
+    there = hold((0, 0), shape=(2, 3))
+    assert guard.review(seen(0, there), [unload])[0] == [unload]
 
 
 def test_parameters_by_hand():
@@ -141,12 +165,14 @@ def test_of_two_bounds_the_lower_one_holds():
 
 def test_a_kernel_whose_cost_is_not_known_passes_no_budget():
     stranger = Decision(GRAFT, 0, 0, "", "f" * 64)
-    (veto,) = Guard(Safety(max_parameters=10**9)).review(seen(0), [stranger])[1]
+    guard = Guard(Safety(max_parameters=10**9))
+    (veto,) = guard.review(seen(0), [stranger], lambda *_: None)[1]
     assert veto.rule == "parameters"
     assert veto.reason == (
         "what the kernel costs is not known, and no more than 1000000000 parameters may be"
     )
-    assert Guard(Safety(cooldown_steps=5)).review(seen(0), [stranger])[0] == [stranger]
+    cool = Guard(Safety(cooldown_steps=5))
+    assert cool.review(seen(0), [stranger], lambda *_: None)[0] == [stranger]
 
 
 def test_what_an_unload_frees_counts_when_it_is_free():
@@ -161,10 +187,12 @@ def test_what_an_unload_frees_counts_when_it_is_free():
 def test_calm_by_hand():
     guard = Guard(Safety(calm_steps=100))
     assert guard.review(seen(300), [graft()])[1] == []
-    unload = Decision(UNLOAD, 0, 0, "")
+    unload = Decision(UNLOAD, 1, 0, "")
+    there = hold((1, 0), shape=(2, 3))
     # Taken back from step 340 to step 250: growth goes on at 440.
     for step in (250, 439):
-        allowed, vetoes = guard.review(seen(step, rollbacks=(340,)), [graft(), unload])
+        now = seen(step, there, rollbacks=(340,))
+        allowed, vetoes = guard.review(now, [graft(), unload])
         assert allowed == [unload]
         (reason,) = reasons(vetoes)
         assert reason == (
@@ -185,6 +213,172 @@ def test_what_was_taken_back_was_not_allowed_and_its_site_has_just_changed():
     cool.review(seen(100), [graft()])
     _, vetoes = cool.review(seen(50, rollbacks=(140,)), [graft(seed=1)])
     assert "layers.0 changed 0 steps ago" in vetoes[0].reason
+
+
+def test_uncertainty_by_hand():
+    guard = Guard(Safety(max_uncertainty=0.5))
+    given = (0.5, None, 0.75, math.nan)
+    wanted = [
+        dataclasses.replace(graft(layer, seed), uncertainty=own)
+        for (layer, seed), own in zip(PLACES, given, strict=False)
+    ]
+    allowed, vetoes = guard.review(seen(0), wanted)
+    assert allowed == wanted[:2]
+    assert reasons(vetoes) == [
+        "uncertainty: the effect is uncertain by 0.75 for want of data, and may be by 0.5",
+        "uncertainty: the effect is uncertain by nan for want of data, and may be by 0.5",
+    ]
+
+
+def test_stability_by_hand():
+    guard = Guard(Safety(max_loss_spread=0.25))
+    there = hold((1, 0), shape=(2, 3))
+    unload = Decision(UNLOAD, 1, 0, "")
+    shaken = dataclasses.replace(seen(0, there), loss_spread=0.3)
+    allowed, vetoes = guard.review(shaken, [graft(), unload])
+    assert allowed == [unload]
+    (reason,) = reasons(vetoes)
+    assert reason == (
+        "stability: the training losses since the last boundary spread by 0.3 of their mean, and"
+        " may by 0.25"
+    )
+    for spread in (0.25, math.nan):
+        calm = dataclasses.replace(seen(50), loss_spread=spread)
+        assert Guard(Safety(max_loss_spread=0.25)).review(calm, [graft()])[0] == [graft()]
+
+
+def test_a_kernel_that_does_harm_is_unloaded_by_hand():
+    guard = Guard(Safety(unload_below_worth=0.1, judge_after_steps=100))
+    worths = {(0, 0): Worth(-0.3, -0.4, -0.2), (0, 1): Worth(-0.3, -0.5, -0.1)}
+    asked = []
+
+    def worth(layer, seed):
+        asked.append((layer, seed))
+        return worths[layer, seed]
+
+    def see(step, *places, decisions=()):
+        there = hold(*places, shape=(2, 3))
+        now = observe(step, seeds=there, candidates=CANDIDATES, worth=worth)
+        copy = Guard(Safety(unload_below_worth=0.1, judge_after_steps=100))
+        copy.restore(json.loads(json.dumps(guard.state())))
+        found = guard.review(now, decisions)
+        assert copy.review(now, decisions) == found
+        assert copy.state() == guard.state()
+        return found
+
+    both = (0, 0), (0, 1)
+    assert see(0) == ([], [])
+    assert see(50, *both) == see(100, *both) == ([], [])
+    assert asked == []
+    unload = Decision(
+        UNLOAD, 0, 0,
+        "it does harm: without it the validation loss rises by -0.3 (-0.4 to -0.2), and what is"
+        " below -0.1 is unloaded",
+    )  # fmt: skip
+    # The interval of the other one reaches the bound; what cannot be kept any more is not.
+    allowed, vetoes = see(150, *both, decisions=[Decision(FOSSILIZE, 0, 0, "")])
+    assert allowed == [unload]
+    assert [veto.rule for veto in vetoes] == ["legal"]
+    assert sorted(set(asked)) == list(both)
+    # Judged again as long after; a new kernel in the same seed begins anew.
+    asked.clear()
+    assert see(200, *both) == ([], [])
+    assert asked == []
+    see(250, *both)
+    assert set(asked) == {(0, 1)}
+    assert see(300, *both)[0] == [unload]
+    # Who asks for it already is not asked twice.
+    see(350), see(400, *both)
+    own = Decision(UNLOAD, 0, 0, "by itself")
+    assert see(500, *both, decisions=[own])[0] == [own]
+
+
+# What is not legal
+
+
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("stage", SeedLifecycleState)
+def test_an_action_needs_its_stage(action, stage):
+    wanted = Decision(action, 0, 0, "", SMALL.kernel_id if action is GRAFT else "")
+    allowed, vetoes = Guard(Safety()).review(seen(0, in_stage(stage)), [wanted])
+    if stage is NEEDED_STAGE[action]:
+        assert (allowed, vetoes) == ([wanted], [])
+    else:
+        assert allowed == []
+        (reason,) = reasons(vetoes)
+        assert reason == (
+            f"legal: {action} needs a seed that is {NEEDED_STAGE[action].name}, and seed 0 of"
+            f" layers.0 is {stage.name}"
+        )
+
+
+def test_decisions_of_one_boundary_are_judged_by_what_those_before_them_lead_to():
+    there = hold((0, 0), shape=(2, 3))
+    keep, unload = Decision(FOSSILIZE, 0, 0, ""), Decision(UNLOAD, 0, 0, "")
+    ramp = Decision(RETARGET, 0, 0, "", alpha=0.5)
+    for wanted, done in (
+        ([graft(seed=1), graft(seed=1)], [graft(seed=1)]),
+        ([unload, unload], [unload]),
+        ([keep, unload, ramp], [keep]),
+        ([ramp, unload, keep], [ramp, unload]),
+        ([unload, graft(), unload], [unload, graft()]),
+    ):
+        allowed, vetoes = Guard(Safety()).review(seen(0, there), wanted)
+        assert allowed == done
+        assert {veto.rule for veto in vetoes} == {"legal"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (graft(layer=2), "there is no seed 0 of layer 2: seeds are 2 × 3"),
+        (graft(seed=-1), "there is no seed -1 of layer 0: seeds are 2 × 3"),
+        (
+            Decision(GRAFT, 0, 0, "", SMALL.kernel_id, alpha=math.nan),
+            "alpha is nan, and lies in [0, 1]",
+        ),
+        (Decision(GRAFT, 0, 0, "", "f" * 64), "kernel ffffffffffff is no candidate for layers.0"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_explained(wanted, message):
+    guard = Guard(Safety(max_adaptations=1))
+    allowed, vetoes = guard.review(seen(0), [wanted, graft()])
+    # What was refused is not counted.
+    assert (allowed, reasons(vetoes)) == ([graft()], [f"legal: {message}"])
+
+
+def test_a_kernel_that_cannot_be_had_is_refused_and_a_layer_without_candidates_too():
+    said = Guard(Safety()).review(seen(0), [graft()], lambda layer, kernel: "it is gone")[1]
+    assert reasons(said) == ["legal: it is gone"]
+    nowhere = dataclasses.replace(seen(0), candidates={1: [SMALL]})
+    assert reasons(Guard(Safety()).review(nowhere, [graft()])[1]) == [
+        "legal: nothing may be grafted in layers.0"
+    ]
+
+
+def test_vetoes_are_counted_by_rule_and_go_back_with_the_run():
+    guard = Guard(Safety(min_confidence=0.5, max_adaptations=1))
+    assert guard.vetoes == {}
+    low = graft(layer=1, confidence=0.1)
+    guard.review(seen(0), [graft(), graft(), low, low, graft(seed=1)])
+    assert guard.vetoes == {"legal": 1, "rate": 3}
+    before = json.loads(json.dumps(guard.state()))
+    guard.count([Veto(graft(), "max_grafts", "")])
+    assert guard.vetoes == {"legal": 1, "max_grafts": 1, "rate": 3}
+    guard.restore(before)
+    assert guard.vetoes == {"legal": 1, "rate": 3}
+    # And what a guard remembered that counted none is read.
+    guard.restore({name: own for name, own in before.items() if name != "vetoes"})
+    assert guard.vetoes == {}
+
+
+def test_what_the_guard_did_by_itself_is_not_what_a_schedule_asked_for():
+    fixed = FixedController(schedule=[Scheduled(0, FOSSILIZE, 0, 0)])
+    there = hold((0, 0), shape=(2, 3))
+    wanted = fixed.decide(seen(100, there))
+    assert [own.action for own in wanted] == [FOSSILIZE]
+    fixed.told(seen(100, there), [Decision(UNLOAD, 0, 0, "")], [Veto(wanted[0], "legal", "")])
+    assert [own.action for own in fixed.decide(seen(150, there))] == [FOSSILIZE]
 
 
 # The table
@@ -223,14 +417,6 @@ SAFETIES = {
     "confidence and calm": Safety(min_confidence=0.7, calm_steps=120),
 }
 
-NEEDED = {
-    GRAFT: SeedLifecycleState.DORMANT,
-    FOSSILIZE: SeedLifecycleState.ACTIVE,
-    UNLOAD: SeedLifecycleState.ACTIVE,
-    RETARGET: SeedLifecycleState.ACTIVE,
-}
-PLACES = [(layer, seed) for layer in (0, 1) for seed in (0, 1, 2)]
-
 
 class Machine(RuleBasedStateMachine):
     """No history of reviews exceeds a bound; what is checked is counted from the world alone."""
@@ -259,7 +445,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         wishes=st.lists(
             st.tuples(
-                st.sampled_from([GRAFT, GRAFT, FOSSILIZE, UNLOAD, RETARGET]),
+                st.sampled_from([GRAFT, GRAFT, FOSSILIZE, UNLOAD, RETARGET, RESET]),
                 st.integers(0, 5),
                 st.sampled_from([SMALL, MIDDLE, LARGE]),
                 st.floats(0, 1),
@@ -272,15 +458,11 @@ class Machine(RuleBasedStateMachine):
     def boundary(self, wishes, forget, k) -> None:
         step, safety = self.world.step, self.safety
         self.held[step] = dict(self.kernels)
-        decisions, taken = [], set()
+        decisions = []
         for action, at, kernel, confidence in wishes:
-            stage = self.world.seeds.stage[PLACES[at]]
-            if stage == NEEDED[action] and at not in taken:
-                taken.add(at)
-                kernel_id = kernel.kernel_id if action is GRAFT else ""
-                decisions.append(
-                    Decision(action, *PLACES[at], "", kernel_id, confidence=confidence)
-                )
+            kernel_id = kernel.kernel_id if action is GRAFT else ""
+            which = f"wish {len(decisions)}"
+            decisions.append(Decision(action, *PLACES[at], which, kernel_id, confidence=confidence))
         observation = self.world.observe(host=HOST, now=self.cost())
         before = json.loads(json.dumps(self.guard.state(), allow_nan=False))
         allowed, vetoes = self.guard.review(observation, decisions)
@@ -301,10 +483,12 @@ class Machine(RuleBasedStateMachine):
         assert {id(d) for d in allowed} | {id(v.decision) for v in vetoes} == set(
             map(id, decisions)
         )
-        assert all(d.action not in (UNLOAD, RESET) for d, *_ in vetoes)
+        kept_back = [d for d, rule, _ in vetoes if rule != "legal"]
+        assert all(d.action not in (UNLOAD, RESET) for d in kept_back)
         if self.name == "none":
-            assert vetoes == []
+            assert kept_back == []
         self.hold_to(allowed)
+        # Raises for what the lifecycle does not allow.
         self.world.obey(allowed)
         self.world.activate()
         self.stages.append((step, self.world.seeds.stage.tolist()))
@@ -374,6 +558,10 @@ def test_no_history_exceeds_a_bound(name):
         ({"max_parameters_factor": 0.9}, r"max_parameters_factor .* at least 1, got 0\.9"),
         ({"max_flops": math.nan}, r"max_flops .* a finite number of at least 0, got nan"),
         ({"max_flops_factor": 0}, r"max_flops_factor .* at least 1, got 0"),
+        ({"max_uncertainty": -0.1}, r"max_uncertainty .* at least 0, got -0\.1"),
+        ({"max_loss_spread": math.inf}, r"max_loss_spread .* at least 0, got inf"),
+        ({"unload_below_worth": -1}, r"unload_below_worth .* at least 0, got -1"),
+        ({"judge_after_steps": 0}, r"judge_after_steps .* whole number of at least 1, got 0"),
         ({"calm_steps": "long"}, r"calm_steps .* whole number of at least 0, got 'long'"),
     ],
 )

@@ -151,6 +151,11 @@ def test_any_host_is_held_measured_and_restored(case):
     assert len(seen.inputs) == len(seen.outputs) == len(seen.gradients) == 16
     assert seen.outputs.shape == seen.gradients.shape
     assert np.abs(seen.gradients).max() > 0
+    norms = own.norms(BATCH)
+    assert np.isfinite(norms.gradient).all()
+    assert (norms.weight > 0).all()
+    # What is frozen has no gradient.
+    assert [bool(norm > 0) for norm in norms.gradient] == [site != "fixed" for site in own.sites]
     predicted = own.predict(task.test.x[:3])
     assert predicted.dtype == np.float32
     assert bits(own.snapshot()) == before

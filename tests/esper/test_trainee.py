@@ -80,6 +80,8 @@ def test_probes_and_worth_agree(artifact):
     losses = [own.losses_without("validation", variants, parts=5) for own in (ours, theirs)]
     assert losses[0].shape == (4, 5)
     assert difference(losses[1], losses[0]).within
+    for one, other in zip(ours.norms(BATCH), theirs.norms(BATCH), strict=True):
+        assert difference(other, one).within
     for row in (0, 1):
         one, other = ours.probe(row, BATCH), theirs.probe(row, BATCH)
         for name in ("inputs", "outputs", "gradients"):

@@ -268,6 +268,7 @@ def judging_changes_nothing(make: Make, artifact: Artifact) -> None:
     own.predict(np.zeros((5, 2), np.float32))
     own.probe(0, BATCH)
     own.probe(1, BATCH)
+    own.norms(BATCH)
     own.cost([artifact])
     assert own.evaluate("validation") == judged
     assert muted.loss != judged.loss
@@ -342,6 +343,41 @@ def a_probe_is_what_the_layer_sees(make: Make, artifact: Artifact) -> None:
     assert np.abs(gradient).max() > 5e-3
 
 
+def norms_are_those_of_each_layer(make: Make, artifact: Artifact) -> None:
+    """A step of plain descent at a rate of 1 is the gradient."""
+    own = make(optimisation=Optimisation(optimizer="sgd"))
+    graft(own, artifact, seed=1, alpha=0.4)
+    train(own, 0, 2)
+    before, norms = flat(own.snapshot()["host"]), own.norms(BATCH)
+    train(own, 2, 3, Rates(1.0, {}))
+    after = flat(own.snapshot()["host"])
+    for row, site in enumerate(own.sites):
+        names = [name for name in before if name.startswith(f"{site}.")]
+        assert names
+        weights = np.concatenate([before[name].ravel() for name in names]).astype(np.float64)
+        moved = np.concatenate([(before[n] - after[n]).ravel() for n in names]).astype(np.float64)
+        assert norms.weight[row] == pytest.approx(np.linalg.norm(weights), rel=1e-5)
+        assert norms.gradient[row] == pytest.approx(np.linalg.norm(moved), rel=1e-4)
+    assert norms.gradient.dtype == norms.weight.dtype == np.float32
+    assert norms.gradient.shape == norms.weight.shape == (len(own.sites),)
+    # A kernel's parameters are none of its layer's, and the averages are what is judged.
+    own = make(optimisation=Optimisation(ema_decay=0.9))
+    train(own, 0, 4)
+    average = flat(own.snapshot()["host_average"])
+    squares = [float((p.astype(np.float64) ** 2).sum()) for p in average.values()]
+    assert np.linalg.norm(own.norms(BATCH).weight) == pytest.approx(sum(squares) ** 0.5, rel=1e-5)
+
+
+def norms_hand_on_what_is_not_finite(make: Make, artifact: Artifact) -> None:
+    own = make()
+    shot = own.snapshot()
+    broken = {**shot["host"], "layers.1.bias": np.full_like(shot["host"]["layers.1.bias"], np.nan)}
+    own.restore({**shot, "host": broken}, {})
+    norms = own.norms(BATCH)
+    assert np.isnan(norms.gradient).all()
+    assert np.isnan(norms.weight).tolist() == [False, True]
+
+
 def failures_are_contained_and_counted_once_a_step(make: Make, artifact: Artifact) -> None:
     broken = {n: np.full_like(p, np.nan) for n, p in draw(artifact).items()}
     for parts in (1, 4):
@@ -390,5 +426,7 @@ LAWS: tuple[Callable[[Make, Artifact], None], ...] = (
     judging_changes_nothing,
     losses_without_are_losses_muted,
     a_probe_is_what_the_layer_sees,
+    norms_are_those_of_each_layer,
+    norms_hand_on_what_is_not_finite,
     failures_are_contained_and_counted_once_a_step,
 )

@@ -63,6 +63,7 @@ def control_config(
         },
         "heuristic": {"controller": "heuristic"},
         "bandit": {"controller": "bandit"},
+        "learned": {"controller": "learned"},
     }.get(arm, {"controller": "heuristic"}) | asked.own_arms.get(arm, {})
     if flops is not None:
         steps = max(1, math.ceil(flops / host_step_flops))

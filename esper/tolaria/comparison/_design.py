@@ -10,7 +10,7 @@ from esper.errors import InputError
 Budget = Literal["steps", "flops"]
 """What all arms were given the same amount of: optimiser steps, or training FLOPs."""
 
-Metric = Literal["test_accuracy", "test_loss"]
+Metric = Literal["test_accuracy", "test_loss", "reward"]
 """What arms are judged by, at the end of a run."""
 
 ARMS: dict[str, str] = {
@@ -21,6 +21,7 @@ ARMS: dict[str, str] = {
     "random": "kernels grafted at random",
     "heuristic": "kernels grafted by the heuristic controller",
     "bandit": "kernels grafted by the bandit controller",
+    "learned": "kernels grafted by a policy that was trained in the gym",
 }
 """The arms that Esper knows by name; a design may have others."""
 
@@ -29,7 +30,7 @@ NEEDED_CONTROLS = ("static-small", "static-final", "fixed", "random")
 
 _T = TypeVar("_T")
 
-HIGHER_IS_BETTER: dict[Metric, bool] = {"test_accuracy": True, "test_loss": False}
+HIGHER_IS_BETTER: dict[Metric, bool] = {"test_accuracy": True, "test_loss": False, "reward": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

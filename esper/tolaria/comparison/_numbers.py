@@ -35,7 +35,7 @@ def size_text(value: float, metric: Metric) -> str:
 
 def unit(metric: Metric) -> str:
     """What differences are in."""
-    return "percentage points" if metric == "test_accuracy" else "loss"
+    return {"test_accuracy": "percentage points", "test_loss": "loss", "reward": "reward"}[metric]
 
 
 def count_text(value: float | None) -> str:
@@ -65,4 +65,5 @@ def p_text(value: float) -> str:
 
 def metric_name(metric: Metric) -> str:
     """The metric in words."""
-    return {"test_accuracy": "test accuracy", "test_loss": "test loss"}[metric]
+    names = {"test_accuracy": "test accuracy", "test_loss": "test loss", "reward": "reward"}
+    return names[metric]

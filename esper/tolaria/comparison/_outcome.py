@@ -16,6 +16,8 @@ class Setting:
     host_sites: tuple[str, ...] | None
     """The host's layers by row; None where the run did not record them."""
     host_parameters: int | None
+    host_step_flops: float | None = None
+    """Of a training step of the host alone; None where the run did not record it."""
     planned_steps: int
     recipe: tuple[tuple[str, str], ...]
     """How parameters are trained (batch size, optimiser, …), as text, by name."""
@@ -57,6 +59,8 @@ class Outcome:
     test_accuracy: float | None
     """In [0, 1]; None, like every value here, where it was not measured or is not finite."""
     test_loss: float | None
+    reward: float | None
+    """See `earned`."""
     validation_loss: float | None
     parameters: int | None
     training_flops: float | None

@@ -12,6 +12,7 @@ from esper.tolaria._ledger import MARK, ROLLBACK, Entry, read_ledger
 from esper.tolaria._measured import check_measurements
 from esper.tolaria._run_folder import RUN, open_run
 from esper.tolaria.comparison._design import Budget
+from esper.tolaria.comparison._earned import earned
 from esper.tolaria.comparison._outcome import Curve, Outcome, Setting
 from esper_functional import EventKind, SeedLifecycleState
 
@@ -57,6 +58,12 @@ def read_outcome(run_folder: Path, arm: str, budget: Budget) -> Outcome:
         check_measurements(folder.metrics, measured, end)
     kept, removed = _kernels(entries, last.get("stages", ()))
     seconds = last.get("seconds")
+    curve = Curve(
+        steps=tuple(int(row["step"]) for row in rows),
+        flops=tuple(_finite(row.get("flops")) for row in rows),
+        test_accuracy=tuple(_finite(row["test_accuracy"]) for row in rows),
+        test_loss=tuple(_finite(row["test_loss"]) for row in rows),
+    )
     return Outcome(
         arm=arm,
         seed=folder.config.seed,
@@ -69,6 +76,7 @@ def read_outcome(run_folder: Path, arm: str, budget: Budget) -> Outcome:
         steps=steps,
         test_accuracy=_finite(last.get("test_accuracy")),
         test_loss=_finite(last.get("test_loss")),
+        reward=earned(setting, curve, last.get("parameters")),
         validation_loss=_finite(last.get("validation_loss")),
         parameters=last.get("parameters"),
         training_flops=_finite(last.get("flops")),
@@ -76,12 +84,7 @@ def read_outcome(run_folder: Path, arm: str, budget: Budget) -> Outcome:
         removed=removed,
         compilations=last.get("compilations"),
         seconds=None if seconds is None else float(sum(seconds.values())),
-        curve=Curve(
-            steps=tuple(int(row["step"]) for row in rows),
-            flops=tuple(_finite(row.get("flops")) for row in rows),
-            test_accuracy=tuple(_finite(row["test_accuracy"]) for row in rows),
-            test_loss=tuple(_finite(row["test_loss"]) for row in rows),
-        ),
+        curve=curve,
     )
 
 
@@ -102,6 +105,7 @@ def _setting(path: Path) -> Setting:
             backend=str(config["backend"]),
             host_sites=None if sites is None else tuple(str(name) for name in sites),
             host_parameters=host.get("parameters"),
+            host_step_flops=host.get("step_flops"),
             planned_steps=int(config["steps"]),
             recipe=tuple((name, str(config[name])) for name in _RECIPE if name in config),
             branched=content.get("branch") is not None,
