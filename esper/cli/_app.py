@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import esper
-from esper.cli import _blueprints, _config, _kernels, _library, _serve
+from esper.cli import _blueprints, _config, _kernels, _library, _serve, _tamiyo
 from esper.cli._compare import compare
 from esper.cli._console import out
 from esper.cli._defaults import defaults_of
@@ -57,4 +57,5 @@ app.add_typer(_kernels.app)
 app.add_typer(_library.app)
 app.add_typer(_blueprints.app)
 app.add_typer(_serve.app)
+app.add_typer(_tamiyo.app)
 app.add_typer(_config.app)

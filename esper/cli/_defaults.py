@@ -78,6 +78,12 @@ OPTIONS: Mapping[str, Mapping[str, Setting]] = {
            for name in ("workers", "name", "lease", "grace", "measure", "metrics",
                         "metrics_host")},
     },
+    "tamiyo": {
+        "bus": _BUS,
+        **{name: _plain(f"tamiyo.{name}")
+           for name in ("host", "port", "shadow", "learn", "policy", "safety", "sample",
+                        "capacity")},
+    },
     "serve": {
         "library": (("library.where",), _folder),
         "database": _secret("library.database"),

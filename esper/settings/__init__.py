@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         S3Settings,
         Section,
         ServeSettings,
+        TamiyoSettings,
         TelemetrySettings,
         WorkerSettings,
     )
@@ -43,6 +44,7 @@ __all__ = [
     "Section",
     "ServeSettings",
     "Settings",
+    "TamiyoSettings",
     "TelemetrySettings",
     "WorkerSettings",
     "check_settings_file",

@@ -161,6 +161,27 @@ class WorkerSettings(Section):
     """The address that it is at."""
 
 
+class TamiyoSettings(Section):
+    """`esper tamiyo serve`; what these are, its options say."""
+
+    host: _Text = "127.0.0.1"
+    """The address of health and metrics."""
+    port: _Port = 8430
+    """Where to listen; 0 chooses a free port."""
+    shadow: bool = False
+    """Advise, on a topic that nobody acts upon."""
+    learn: bool = False
+    """Learn from what came of decisions."""
+    policy: _Text | None = None
+    """The name of a policy's file; by default there are rules."""
+    safety: _Text | None = None
+    """The name of a file of the rules of safety; by default there are none."""
+    sample: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, le=1)] = 0.1
+    """The share of normal health that is looked at."""
+    capacity: _Capacity = 65_536
+    """Rows of health that may wait; what must pass is merged beyond, and not dropped."""
+
+
 class TelemetrySettings(Section):
     """What a training run tells a bus."""
 

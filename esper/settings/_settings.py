@@ -12,6 +12,7 @@ from esper.settings._sections import (
     LibrarySettings,
     LoggingSettings,
     ServeSettings,
+    TamiyoSettings,
     TelemetrySettings,
     WorkerSettings,
 )
@@ -36,6 +37,7 @@ class Settings(BaseSettings):
     bus: BusSettings = BusSettings()
     serve: ServeSettings = ServeSettings()
     worker: WorkerSettings = WorkerSettings()
+    tamiyo: TamiyoSettings = TamiyoSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     logging: LoggingSettings = LoggingSettings()
 

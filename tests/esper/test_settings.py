@@ -134,7 +134,8 @@ def test_the_environment_goes_before_the_file(monkeypatch):
 EXAMPLES = {
     "library.where": "a", "library.database": "postgresql://u:p@h/d", "library.blobs": "s3://b/f",
     "bus.url": "redis://h", "logging.format": "json", "logging.level": "error",
-    "serve.open_metrics": "true", "worker.measure": "true",
+    "serve.open_metrics": "true", "worker.measure": "true", "tamiyo.shadow": "true",
+    "tamiyo.learn": "true", "tamiyo.sample": "0.5",
 }  # fmt: skip
 TOGETHER = {
     "library.database": ["library.blobs"], "library.blobs": ["library.database"],
