@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 import esper_functional as ef
 from esper.errors import EsperError, InputError
 from esper.tolaria import make_config, start_run
-from experiments.studies import anchors, convolution, docs, incubation, pruning, stall
+from experiments.studies import anchors, convolution, docs, incubation, policy, pruning, stall
 from experiments.studies._core import Growing, make_problem, straight_through
 from experiments.studies._study import Found, Study, Table, markdown, run, svg
 
 ROOT = Path(__file__).parents[2]
-STUDIES = {own.STUDY.name: own.STUDY for own in (anchors, incubation, stall, pruning, convolution)}
+STUDIES = {
+    own.STUDY.name: own.STUDY for own in (anchors, incubation, stall, pruning, convolution, policy)
+}
 
 
 @dataclasses.dataclass(frozen=True)
