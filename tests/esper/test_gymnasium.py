@@ -44,6 +44,8 @@ def test_an_episode_is_that_of_the_functional_environment(own):
         if not terminated:
             np.testing.assert_allclose(seen["run"], expected.graph.run, atol=1e-5)
     assert info["returned"] == pytest.approx(float(expected.info["returned"]), abs=1e-5)
+    with pytest.raises(InputError, match=r"ended after its 3 steps: call reset\(\) before"):
+        own.step(np.zeros(5, np.int64))
 
 
 def test_steps_before_a_reset_and_a_missing_package_are_told(own, monkeypatch):

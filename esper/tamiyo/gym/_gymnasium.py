@@ -82,6 +82,11 @@ def gymnasium_env(environment: Environment) -> "gymnasium.Env[dict[str, np.ndarr
             """Do what was chosen, train, measure."""
             if self._state is None:
                 raise InputError("no episode was begun: call reset() before step()")
+            if int(self._state.boundary) >= environment.boundaries:
+                raise InputError(
+                    f"the episode ended after its {environment.boundaries} steps: call reset()"
+                    " before the next step()"
+                )
             choice = Choice(*(jnp.asarray(own, jnp.int32) for own in action))
             changed = act(self._state, choice)
             illegal = float(changed.illegal - self._state.illegal)
