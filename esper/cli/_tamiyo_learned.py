@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from esper.cli._console import Trace, err, errors, out
+from esper.cli._console import Trace, err, errors, out, say
 from esper.errors import InputError, Interrupted
 
 PolicyFile = Annotated[
@@ -46,7 +46,7 @@ def train(
             raise Interrupted(f"stopped before the policy was done{where_from}") from error
         policies.save_policy(where, loaded)
         if quick:
-            err.print(f"[yellow]esper:[/] {_QUICK}", highlight=False)
+            say(err, "yellow", _QUICK)
         _show_card(loaded.card)
         out.print(f"written to {where}", highlight=False, markup=False, soft_wrap=True)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from esper.tamiyo.gym import HELD_OUT
-from esper.tamiyo.learning import LearningSettings, Recipe, make, quick_recipe
+from esper.tamiyo.learning import LearningSettings, Recipe, quick_recipe
 from esper.tamiyo.learning._recipe import RIVALS
 from esper.tamiyo.policy import load_policy
 from tests.esper.test_cli import esper_here
@@ -39,12 +39,6 @@ def test_a_policy_is_trained_and_its_card_says_what_was_found(trained):
         assert row["lead"] == pytest.approx(learned["mean"] - row["mean"])
     assert card["training"]["steps"] == 2 * 8 * 4
     assert sum(card["effects"]["reliability"]["counts"]) > 0
-
-
-def test_trained_again_it_is_the_same_and_goes_on_from_its_folder(trained):
-    folder, _ = trained
-    again = make(quick_recipe(), folder / "kept")
-    assert again.card == load_policy(folder / "own.safetensors").card
 
 
 def test_it_is_held_against_others_and_explained(trained):

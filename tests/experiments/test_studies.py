@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 
 import esper_functional as ef
 from esper.errors import EsperError, InputError
+from esper.tamiyo.learning._recipe import RIVALS
+from esper.tamiyo.policy import load_policy
 from esper.tolaria import make_config, start_run
 from experiments.studies import anchors, convolution, docs, incubation, policy, pruning, stall
 from experiments.studies._core import Growing, make_problem, straight_through
 from experiments.studies._study import Found, Study, Table, markdown, run, svg
 
 ROOT = Path(__file__).parents[2]
-STUDIES = {
-    own.STUDY.name: own.STUDY for own in (anchors, incubation, stall, pruning, convolution, policy)
-}
+STUDIES = {own.STUDY.name: own.STUDY for own in (anchors, incubation, stall, pruning, convolution)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,3 +201,15 @@ def test_results_that_are_none_are_refused_and_the_page_is_left(tmp_path, capsys
         docs.fill(page, tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
         docs.fill(tmp_path / "missing.md", tmp_path)
+
+
+def test_what_the_policy_was_found_to_do_is_drawn_from_its_card():
+    card = load_policy().card
+    table = policy.judged_table(card["judged"])
+    assert {row[1] for row in table.rows} == {"learned", *RIVALS}
+    page = (ROOT / "docs" / "studies.md").read_text()
+    assert markdown(table) in page
+    assert "python -m experiments.studies.policy" in page
+    rows = [{"iteration": 0, "return": 0.0, "explained_variance": 0.0, "entropy": 1.0}]
+    assert svg(policy.draw(rows, card)).startswith(b"<?xml")
+    assert policy.STUDY.quick.quick
