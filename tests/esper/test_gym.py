@@ -66,6 +66,21 @@ def test_who_waits_earns_exactly_nothing_and_its_twin_is_itself():
     np.testing.assert_array_equal(found.info["returned"], 0.0)
 
 
+def test_the_twin_trains_as_the_network_does():
+    world = ENV.world
+
+    @jax.jit
+    @jax.vmap
+    def both(state):
+        own = state.episode
+        rest = (own.data, own.shape, own.rate, own.key, 0)
+        growing, losses, _ = world.train(state.growing, *rest)
+        twin, _, twins = world.train_host(state.twin, state.twin_moments, *rest)
+        return (growing.trained.host, losses), (twin, twins)
+
+    close(*both(STATES))
+
+
 def test_steps_of_any_state_compile_nothing_and_are_pure():
     grown, _ = step(STATES, chosen(Kind.GRAFT, kernel=1))
     with count_compilations() as count:

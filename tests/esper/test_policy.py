@@ -233,3 +233,23 @@ def test_a_new_policy_is_sure_of_nothing():
     share = jax.nn.softmax(logits.kind)
     assert float(share.max() - share.min()) < 0.02
     assert abs(float(value)) < 0.05
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gradients_compiled_are_those_uncompiled(seed):
+    """Compilers compute some things twice, and round them in two ways."""
+    graph = drawn_graph(seed)
+
+    def asked(params, run):
+        own = graph._replace(run=run)
+        logits, value = eqx.combine(params, static)(own)
+        return value + jax.nn.log_softmax(logits.kind)[0]
+
+    params, static = eqx.partition(SHARP, eqx.is_inexact_array)
+    differentiated = jax.grad(asked)
+    compiled = jax.jit(jax.vmap(differentiated, (None, 0)))
+    runs = np.stack([graph.run, graph.run + 0.5, graph.run - 0.25]).astype(np.float32)
+    found = compiled(params, runs)
+    for place, run in enumerate(runs):
+        expected = differentiated(params, run)
+        jax.tree.map(lambda a, b, at=place: close(a[at], b, 1e-3), found, expected)

@@ -178,6 +178,7 @@ class Environment:
             born=jnp.zeros(places, jnp.int32),
             faults=jnp.zeros(()),
             illegal=jnp.zeros(()),
+            touched=jnp.zeros((), jnp.bool_),
             potentials=start,
             twin_potentials=start,
             returned=jnp.zeros(()),
@@ -250,6 +251,7 @@ class Environment:
             row=row,
             born=jnp.where(place & grafts, state.boundary, state.born),
             illegal=state.illegal + (~allowed).astype(jnp.float32),
+            touched=state.touched | grafts,
         )
 
     def _grafted(
@@ -289,6 +291,21 @@ class Environment:
         )
         measured = world.measure(growing, data, shape)
         twin_loss = world.host_loss(twin, data, shape)
+        # What was never grafted into is its twin, and not another computation of it, which
+        # compilers round differently in some shapes: to wait earns exactly nothing.
+
+        def own_or_twins(own: Any, twins: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(state.touched, a, b), own, twins)
+
+        trained = growing.trained
+        growing = growing._replace(
+            trained=trained._replace(
+                host=own_or_twins(trained.host, twin),
+                host_moments=own_or_twins(trained.host_moments, moments),
+            )
+        )
+        measured = measured._replace(loss=own_or_twins(measured.loss, twin_loss))
+        losses = own_or_twins(losses, twin_losses)
         failed = growing.seeds.stage == int(SeedLifecycleState.ERROR_RECOVERY)
         faults = state.faults + jnp.sum(failed.astype(jnp.float32))
         parameters, flops, memory = self._sight.costs(state._replace(growing=growing))
@@ -299,6 +316,10 @@ class Environment:
             )
         )  # fmt: skip
         others = potentials(of_host(twin_loss, episode.first_loss, twin_losses))
+        own = {
+            name: value if name == "safety" else own_or_twins(value, others[name])
+            for name, value in own.items()
+        }
         reward = step_reward(
             state.potentials, own, state.twin_potentials, others, flops, self.boundaries
         )

@@ -43,6 +43,8 @@ class State(NamedTuple):
     """i32 `[layers, seeds]`: at which boundary it was grafted."""
     faults: Any
     illegal: Any
+    touched: Any
+    """bool `[]`: whether something was grafted since the reset."""
     potentials: dict[str, Any]
     twin_potentials: dict[str, Any]
     returned: Any

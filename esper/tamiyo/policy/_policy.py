@@ -31,6 +31,34 @@ class Embedded(NamedTuple):
     kernels: Float[Array, "kernels width"]
 
 
+@jax.custom_vjp
+def _greatest(h: Float[Array, "nodes width"], there: Any) -> Float[Array, " width"]:
+    """The greatest of each column over the nodes that are there; 0 where there is none.
+
+    Its gradient goes to the first of equals, by a place that was looked up once. That of `jnp.max`
+    looks for the greatest again by comparison; a compiler may compute the nodes anew for that, with
+    other rounding, and where nothing is equal then the gradient is 0/0, or another node's.
+    """
+    # A sum: for a choice compilers would have h computed once more.
+    most = jnp.max(h + jnp.where(there, 0.0, -jnp.inf), axis=0)
+    return jnp.where(jnp.isfinite(most), most, 0.0)
+
+
+def _greatest_forward(h: Any, there: Any) -> tuple[Any, Any]:
+    place = jnp.argmax(jnp.where(there, h, -jnp.inf), axis=0)
+    most = jnp.take_along_axis(h, place[None], axis=0)[0]
+    return jnp.where(jnp.any(there), most, 0.0), (place, there)
+
+
+def _greatest_backward(kept: Any, gradient: Any) -> tuple[Any, None]:
+    place, there = kept
+    here = (jnp.arange(len(there))[:, None] == place) & there
+    return jnp.where(here, gradient, 0.0), None
+
+
+_greatest.defvjp(_greatest_forward, _greatest_backward)
+
+
 class Policy(eqx.Module):
     """Logits of every head, and the value of the state; see the module."""
 
@@ -60,10 +88,7 @@ class Policy(eqx.Module):
         h = self.passing(jnp.concatenate([graph.nodes, mean], axis=1), graph.edges, run)
         count = jnp.maximum(jnp.sum(there.astype(jnp.float32)), 1.0)
         mean = jnp.sum(h, axis=0) / count  # nodes that only fill up are 0
-        # A sum: for a choice compilers would have h computed once more.
-        most = jnp.max(h + jnp.where(there, 0.0, -jnp.inf), axis=0)
-        most = jnp.where(jnp.isfinite(most), most, 0.0)
-        whole = jax.nn.relu(self.whole(jnp.concatenate([run, mean, most])))
+        whole = jax.nn.relu(self.whole(jnp.concatenate([run, mean, _greatest(h, there)])))
         kernels = jnp.tanh(jax.vmap(self.of_kernel)(graph.kernels))
         return Embedded(whole, h, seeds, kernels)
 
