@@ -82,7 +82,7 @@ class Environment:
     """Examples of an optimiser step, from 1."""
     examples: int = 512
     """To train on, from 1."""
-    validation: int = 128
+    validation: int = 256
     """Examples to validate on: a multiple of 8."""
     rates: tuple[float, float] = (5e-3, 2e-2)
     """Lowest and highest learning rate; each reset draws one, its logarithm uniformly."""

@@ -18,6 +18,8 @@ INPUTS = 8
 
 CLASSES = 2
 
+_CLUSTERS = 8
+
 
 class Family(NamedTuple):
     """A family of tasks."""
@@ -96,6 +98,15 @@ def _teacher(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return x, value > jnp.median(value)
 
 
+def _clusters(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Small clouds around drawn places, each of one label that is drawn too."""
+    keys = jax.random.split(key, 4)
+    places = 0.9 * _plane(keys[0], _CLUSTERS)
+    own = jax.random.randint(keys[1], (count,), 0, _CLUSTERS)
+    labels = jax.random.permutation(keys[2], jnp.arange(_CLUSTERS) % 2 == 0)
+    return places[own] + 0.1 * jax.random.normal(keys[3], (count, 2)), labels[own]
+
+
 def _noise(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Labels by lot."""
     keys = jax.random.split(key)
@@ -138,6 +149,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "stripes": Family(_stripes, 2, True),
         "wedges": Family(_wedges, 2, True),
         "teacher": Family(_teacher, 4, True),
+        "clusters": Family(_clusters, 2, True),
         "noise": Family(_noise, 2, False),
         "spirals": Family(_spirals, 2, True),
         "parity": Family(_parity, 6, True),
@@ -146,7 +158,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 )
 """By name."""
 
-TRAINING = ("blobs", "ring", "checkers", "stripes", "wedges", "teacher", "noise")
+TRAINING = ("blobs", "ring", "checkers", "stripes", "wedges", "teacher", "clusters", "noise")
 HELD_OUT = ("spirals", "parity", "moons")
 """Never trained on."""
 

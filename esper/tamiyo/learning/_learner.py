@@ -14,7 +14,7 @@ from esper.tamiyo.learning._distribution import Distribution
 from esper.tamiyo.learning._gae import explained_variance, gae, normalised
 from esper.tamiyo.learning._losses import Batch, LossTerms, Policy, a2c_loss, ppo_loss
 from esper.tamiyo.learning._rollout import EnvironmentLike, Steps, Walk, begin, rollout
-from esper.tamiyo.learning._settings import LearningSettings
+from esper.tamiyo.learning._settings import Decay, LearningSettings
 
 _TOO_FAR = 1.5
 """Times the target from which on a divergence is too large (Schulman et al., 2017, section 4)."""
@@ -43,6 +43,13 @@ class _Updates(NamedTuple):
     params: Any
     opt_state: Any
     stopped: jax.Array
+
+
+class _Weights(NamedTuple):
+    """Of terms of the loss that change from iteration to iteration."""
+
+    entropy: jax.Array
+    kl: jax.Array
 
 
 class _Made(NamedTuple):
@@ -128,8 +135,9 @@ class Learner:
             made and how many of them `skipped` for a gradient that is not finite; `entropy` in
             nats, `entropies` by head, `kl` from before to after the iteration as estimated and
             `exact_kl`, `clip_fraction`, all of the policy after; `explained_variance` of the
-            values before; `kl_weight`; `rate`; `kinds` of choices, as fractions by name; `info`
-            of all steps and `ended`, that of those which ended an episode, as means.
+            values before; `kl_weight`; `entropy_weight`; `rate`; `kinds` of choices, as fractions
+            by name; `info` of all steps and `ended`, that of those which ended an episode, as
+            means.
         """
         found = jax.device_get(state.diagnostics)
         row = jax.tree.map(_number, found)
@@ -162,9 +170,11 @@ class Learner:
             ]
         ).reshape(settings.epochs * settings.minibatches, -1)
         rate = self._rate(state.iteration)
+        entropy = self._decayed(settings.entropy_weight, settings.entropy_decay, state.iteration)
+        weights = _Weights(entropy, state.kl_weight)
         with jax.numpy_dtype_promotion("standard"):
             updates, made = jax.lax.scan(
-                lambda carry, part: self._update(carry, part, batch, rate, state.kl_weight),
+                lambda carry, part: self._update(carry, part, batch, rate, weights),
                 _Updates(state.params, state.opt_state, jnp.zeros((), jnp.bool_)),
                 rows,
             )
@@ -179,6 +189,7 @@ class Learner:
             "clip_fraction": after.clip_fraction,
             "explained_variance": explained_variance(steps.value, found.returns),
             "kl_weight": state.kl_weight,
+            "entropy_weight": entropy,
             "rate": rate,
         }
         return LearningState(
@@ -192,16 +203,18 @@ class Learner:
         )
 
     def _rate(self, iteration: jax.Array) -> jax.Array:
-        settings = self._settings
-        if settings.decay == "constant":
-            return jnp.asarray(settings.rate, jnp.float32)
-        left = 1.0 - iteration.astype(jnp.float32) / settings.iterations
-        return settings.rate * jnp.maximum(left, 0.0)
+        return self._decayed(self._settings.rate, self._settings.decay, iteration)
 
-    def _loss(self, params: Any, batch: Batch, kl_weight: Any) -> tuple[jax.Array, LossTerms]:
+    def _decayed(self, value: float, decay: Decay, iteration: jax.Array) -> jax.Array:
+        if decay == "constant":
+            return jnp.asarray(value, jnp.float32)
+        left = 1.0 - iteration.astype(jnp.float32) / self._settings.iterations
+        return value * jnp.maximum(left, 0.0)
+
+    def _loss(self, params: Any, batch: Batch, weighed: _Weights) -> tuple[jax.Array, LossTerms]:
         settings, policy = self._settings, eqx.combine(params, self._static)
         weights = {
-            "entropy_weight": settings.entropy_weight,
+            "entropy_weight": weighed.entropy,
             "value_weight": settings.value_weight,
         }
         if settings.algorithm == "a2c":
@@ -212,19 +225,19 @@ class Learner:
             self._distribution,
             clip=settings.clip,
             value_clip=settings.value_clip,
-            kl_weight=0.0 if settings.kl_penalty is None else kl_weight,
+            kl_weight=0.0 if settings.kl_penalty is None else weighed.kl,
             **weights,
         )
 
     def _update(
-        self, carry: _Updates, rows: jax.Array, batch: Batch, rate: jax.Array, kl_weight: jax.Array
+        self, carry: _Updates, rows: jax.Array, batch: Batch, rate: jax.Array, weights: _Weights
     ) -> tuple[_Updates, _Made]:
         settings = self._settings
 
         def learn(carry: _Updates) -> tuple[_Updates, _Made]:
             part = jax.tree.map(lambda leaf: leaf[rows], batch)
             differentiated = jax.value_and_grad(self._loss, has_aux=True)
-            (_, terms), gradient = differentiated(carry.params, part, kl_weight)
+            (_, terms), gradient = differentiated(carry.params, part, weights)
             norm = optax.tree.norm(gradient)
             stopped = jnp.zeros((), jnp.bool_)
             if settings.target_kl is not None and settings.kl_penalty is None:
@@ -260,7 +273,8 @@ class Learner:
             ),
             batch,
         )
-        terms = jax.lax.map(lambda part: self._loss(params, part, jnp.zeros(()))[1], parts)
+        nothing = _Weights(jnp.zeros(()), jnp.zeros(()))
+        terms = jax.lax.map(lambda part: self._loss(params, part, nothing)[1], parts)
         return jax.tree.map(jnp.mean, terms)
 
     def _adapted(self, kl_weight: jax.Array, after: LossTerms) -> jax.Array:

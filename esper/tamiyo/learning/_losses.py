@@ -89,7 +89,7 @@ def ppo_loss(
     distribution: Distribution,
     *,
     clip: float = 0.2,
-    entropy_weight: float = 0.01,
+    entropy_weight: float | Float[Array, ""] = 0.01,
     value_weight: float = 0.5,
     value_clip: float | None = None,
     kl_weight: float | Float[Array, ""] = 0.0,
@@ -124,7 +124,7 @@ def a2c_loss(
     batch: Batch,
     distribution: Distribution,
     *,
-    entropy_weight: float = 0.01,
+    entropy_weight: float | Float[Array, ""] = 0.01,
     value_weight: float = 0.5,
 ) -> tuple[Float[Array, ""], LossTerms]:
     """The loss of the advantage actor-critic (Mnih et al., 2016), for one step on fresh choices.
@@ -153,7 +153,7 @@ def _loss(
     distribution: Distribution,
     objective: Callable[[jax.Array, jax.Array], jax.Array],
     clip: float | None,
-    entropy_weight: float,
+    entropy_weight: float | jax.Array,
     value_weight: float,
     value_clip: float | None,
     kl_weight: float | jax.Array,

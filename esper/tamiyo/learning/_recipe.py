@@ -44,14 +44,17 @@ class Recipe:
     environment: Environment = dataclasses.field(default_factory=Environment)
     learning: LearningSettings = dataclasses.field(
         default_factory=lambda: LearningSettings(
-            iterations=60,
+            iterations=120,
             envs=256,
             steps=20,
             epochs=4,
             minibatches=8,
             discount=0.995,
+            trace=0.9,
             entropy_weight=0.02,
-            rate=1e-3,
+            entropy_decay="linear",
+            value_weight=1.0,
+            rate=1.5e-3,
             decay="linear",
             target_kl=0.03,
         )
@@ -61,13 +64,13 @@ class Recipe:
     heads: int = 4
     method: Method = "ensemble"
     """Of telling what is not known."""
-    effect_episodes: int = 128
+    effect_episodes: int = 512
     """Along which effects are measured, from 2."""
     effect_boundaries: tuple[int, ...] = (0, 2, 4, 6, 8, 10, 12, 14, 16, 18)
     """At which."""
     min_confidence: float = 0.5
     """Below it, the policy waits, in [0, 1]."""
-    evaluated: int = 16
+    evaluated: int = 32
     """Episodes of each family on which it is judged, from 2."""
 
     def __post_init__(self) -> None:

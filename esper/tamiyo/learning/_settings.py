@@ -43,6 +43,9 @@ class LearningSettings:
     """Of values, from 0; see `value_error`."""
     entropy_weight: float = 0.01
     """From 0."""
+    entropy_decay: Decay = "constant"
+    """`linear` lets its weight fall to 0 over the iterations: a policy that is asked for its
+    likeliest choice has then learned to be nearly sure of it."""
     value_weight: float = 0.5
     """From 0."""
     target_kl: float | None = None
@@ -65,7 +68,8 @@ class LearningSettings:
         optional = ("value_clip", "target_kl", "kl_penalty")
         require_settings(self, whole, unit, positive, optional)
         require_one_of("algorithm of learning", self.algorithm, ("ppo", "a2c"))
-        require_one_of("decay of learning", self.decay, ("constant", "linear"))
+        for name in ("decay", "entropy_decay"):
+            require_one_of(f"{name} of learning", getattr(self, name), ("constant", "linear"))
         if self.envs * self.steps % self.minibatches:
             raise InputError(
                 f"{self.minibatches} minibatches do not divide the {self.envs * self.steps} steps"
