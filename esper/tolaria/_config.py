@@ -1,6 +1,7 @@
 """What a run is asked to do. Configuration stops here: builders get plain values."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -141,7 +142,8 @@ class GrowConfig(BaseModel):
     blueprints: list[str] = Field(default_factory=lambda: ["residual_mlp"])
     """What kernels are compiled from, by name."""
     blueprint_sizes: dict[str, Size] = Field(default_factory=dict)
-    """Values for the blueprints' named sizes."""
+    """Values for the blueprints' named sizes, such as `width`; `residual_mlp.width` is of one
+    blueprint alone, and goes before."""
     variants: int = Field(default=8, ge=1, le=256)
     """Kernels of each blueprint, with first parameters of their own, to choose from."""
 
@@ -239,6 +241,13 @@ class GrowConfig(BaseModel):
     def _consistent(self) -> "GrowConfig":
         if self.grow_at is not None and not self.grow_at:
             raise ValueError("`grow_at` names no layer; leave it out for the task's own")
+        for key in self.blueprint_sizes:
+            owner, dot, _ = key.rpartition(".")
+            if dot and owner not in self.blueprints:
+                raise ValueError(
+                    f"`blueprint_sizes` has {key!r}, and {owner!r} is none of `blueprints`,"
+                    f" {', '.join(self.blueprints)}"
+                )
         if self.controller != "none" and self.initial_grafts:
             raise ValueError("`initial_grafts` are for runs with `controller: none`")
         if self.controller != "fixed" and self.schedule_of_grafts:
@@ -271,6 +280,16 @@ class GrowConfig(BaseModel):
         return self
 
 
+def sizes_of(config: GrowConfig, blueprint: str) -> dict[str, int]:
+    """What a configuration says of the sizes of one blueprint."""
+    named = [key.rpartition(".") for key in config.blueprint_sizes]
+    return {
+        size: config.blueprint_sizes[f"{owner}{dot}{size}"]
+        for owner, dot, size in sorted(named)
+        if not dot or owner == blueprint
+    }
+
+
 def _one_of(what: str, value: str, known: list[str]) -> str:
     if value in known:
         return value
@@ -283,6 +302,20 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "spirals": {},
     "digits": {"steps": 1_500, "batch_size": 64, "min_improvement": 0.05, "enough_loss": 0.03},
     "xor": {"steps": 2_000, "batch_size": 64, "min_improvement": 0.05},
+    # As the gym has them, with kernels of the sizes that it offers.
+    "gym": {
+        "steps": 800,
+        "decide_every": 40,
+        "checkpoint_every": 400,
+        "batch_size": 32,
+        "ramp_steps": 80,
+        "trial_steps": 130,
+        "loading_steps": 1,
+        "seeds_per_layer": 2,
+        "variants": 2,
+        "blueprints": ["residual_mlp", "low_rank", "bottleneck"],
+        "blueprint_sizes": {"residual_mlp.width": 16, "low_rank.rank": 2, "bottleneck.width": 4},
+    },
     "shapes": {
         "steps": 1_500,
         "batch_size": 64,
@@ -298,7 +331,8 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "enough_loss": 1.05,
     },
 }
-"""What differs from `GrowConfig`'s own defaults, by task, or by kind of task for `xor-N`."""
+"""What differs from `GrowConfig`'s own defaults, by task, or by kind of task for `xor-N` and
+`gym:FAMILY`."""
 
 
 def _explain(error: Any, given: dict[str, Any]) -> str:
@@ -335,7 +369,7 @@ def make_config(**values: Any) -> GrowConfig:
         InputError: naming every key that is unknown or out of range.
     """
     task = values.get("task")
-    kind = task.partition("-")[0] if isinstance(task, str) else ""
+    kind = re.split("[-:]", task)[0] if isinstance(task, str) else ""
     given = {**TASK_DEFAULTS.get(kind, {}), **values}
     try:
         return GrowConfig.model_validate(given)

@@ -25,7 +25,7 @@ from esper.tolaria._build import (
     make_trainer,
     task_of,
 )
-from esper.tolaria._config import GrowConfig
+from esper.tolaria._config import GrowConfig, sizes_of
 from esper.tolaria._decider import controller_of
 from esper.tolaria._departure import depart, is_last
 from esper.tolaria._hooks import Hooks
@@ -112,7 +112,7 @@ def _obtain(
                 library,
                 blueprint,
                 trainee.signature(row),
-                sizes=config.blueprint_sizes,
+                sizes=sizes_of(config, blueprint),
                 variants=config.variants,
                 tell=tell,
                 stop=stop,

@@ -29,16 +29,16 @@ def initial_host(sizes: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
 class MLPHost:
     """Linear layers `layers.0`, `layers.1` and so on, with ReLU between them.
 
-    Kernels are grafted at `layers.0`, which alone sees the input.
-
     Args:
         sizes: of the layers, input first; at least 2, each at least 1.
+        grow_at: where kernels are grafted by default: at `layers.0`, which alone sees the input.
 
     Raises:
         InputError: for sizes that make no network.
     """
 
     sizes: tuple[int, ...]
+    grow_at: tuple[str, ...] = ("layers.0",)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", tuple(self.sizes))
@@ -52,11 +52,6 @@ class MLPHost:
     def name(self) -> str:
         """Such as mlp-2-8-2."""
         return "-".join(["mlp", *map(str, self.sizes)])
-
-    @property
-    def grow_at(self) -> tuple[str, ...]:
-        """The first layer."""
-        return ("layers.0",)
 
     def interface(self) -> Interface:
         """Vectors to logits or values."""

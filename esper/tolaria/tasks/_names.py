@@ -10,6 +10,7 @@ from esper.errors import InputError
 from esper.tolaria.tasks._cifar import cifar10
 from esper.tolaria.tasks._digits import digits
 from esper.tolaria.tasks._grammar import grammar
+from esper.tolaria.tasks._gym import check_gym, gym
 from esper.tolaria.tasks._huggingface import OPTIONS, huggingface
 from esper.tolaria.tasks._parity import parity
 from esper.tolaria.tasks._shapes import shapes
@@ -25,7 +26,10 @@ TASKS: Mapping[str, Callable[[], Task]] = {
 }
 """Tasks that need no files."""
 
-_LISTED = "spirals, digits, xor-N, shapes, grammar, cifar10:FOLDER or huggingface:NAME_OR_FOLDER"
+_LISTED = (
+    "spirals, digits, xor-N, shapes, grammar, gym:FAMILY, cifar10:FOLDER or"
+    " huggingface:NAME_OR_FOLDER"
+)
 _READERS = ("cifar10", "huggingface")
 
 
@@ -44,6 +48,8 @@ def load_task(name: str) -> Task:
 
     Args:
         name: `spirals`, `digits`, `xor-N` for N of 2 to 12, `shapes` or `grammar`; or
+            `gym:FAMILY` or `gym:FAMILY?draw=N`, a family of the gym with data and host of draw N;
+            or
             `cifar10:PATH`, a folder or archive of its files; or `huggingface:NAME_OR_FOLDER`,
             with options such as `?x=image&y=label`.
 
@@ -55,6 +61,8 @@ def load_task(name: str) -> Task:
 
 def _parsed(name: str) -> Callable[[], Task]:
     reader, colon, rest = name.partition(":")
+    if reader == "gym" and colon:
+        return _drawn(rest)
     if not colon:
         if name in TASKS:
             return TASKS[name]
@@ -78,6 +86,18 @@ def _parsed(name: str) -> Callable[[], Task]:
     options = _options(name, query)
     _place(name, place)
     return lambda: huggingface(place, options)
+
+
+def _drawn(rest: str) -> Callable[[], Task]:
+    family, asked, draw = rest.partition("?draw=")
+    if asked and not re.fullmatch(r"\d{1,9}", draw):
+        raise InputError(
+            f"the draw of gym:{family} is a whole number from 0, such as gym:{family}?draw=3; got"
+            f" {draw!r}"
+        )
+    number = int(draw or 0)
+    check_gym(family, number)
+    return lambda: gym(family, number)
 
 
 def _number(name: str) -> Callable[[], Task]:
