@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from esper.errors import InputError
-from esper.tamiyo.gym import Environment, Offered, gymnasium_env
+from esper.tamiyo.gym import Environment, Offered, gymnasium_env, gymnasium_vector_env
 from esper.tamiyo.policy import Choice, Kind
 
 ENV = Environment(
@@ -54,3 +54,32 @@ def test_steps_before_a_reset_and_a_missing_package_are_told(own, monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(InputError, match=r"gymnasium, which is not installed.*\[gym\]"):
         gymnasium_env(ENV)
+
+
+def test_many_at_once_are_the_functional_environments_and_begin_anew_together():
+    pytest.importorskip("gymnasium", reason="the extra 'gym' is not installed")
+    from gymnasium.vector import AutoresetMode
+
+    many = gymnasium_vector_env(ENV, 3)
+    assert many.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    first, _ = many.reset(seed=3)
+    assert many.observation_space.contains(first)
+    drawn = int(np.random.Generator(np.random.PCG64(np.random.SeedSequence(3))).integers(2**31))
+    state, _ = jax.jit(jax.vmap(ENV.reset))(jax.random.split(jax.random.key(drawn), 3))
+    step = jax.jit(jax.vmap(ENV.step))
+    for boundary in range(ENV.boundaries + 1):
+        action = np.zeros((3, 5), np.int64)
+        action[1, 0] = Kind.GRAFT if boundary == 1 else Kind.WAIT
+        assert many.action_space.contains(action)
+        seen, reward, terminated, truncated, info = many.step(action)
+        state, expected = step(state, Choice(*jnp.asarray(action, jnp.int32).T))
+        np.testing.assert_allclose(reward, expected.reward, atol=1e-5)
+        np.testing.assert_array_equal(terminated, expected.done)
+        np.testing.assert_allclose(seen["run"], expected.graph.run, atol=1e-5)
+        assert many.observation_space.contains(seen)
+        assert not truncated.any()
+        assert ("final_obs" in info) == (boundary == ENV.boundaries - 1)
+    with pytest.raises(InputError, match="count of environments"):
+        gymnasium_vector_env(ENV, 0)
+    with pytest.raises(InputError, match=r"call reset\(\) before step\(\)"):
+        gymnasium_vector_env(ENV, 1).step(np.zeros((1, 5), np.int64))

@@ -2,7 +2,7 @@
 
 from esper.tamiyo.gym._environment import OFFERS, Environment
 from esper.tamiyo.gym._families import FAMILIES, HELD_OUT, TRAINING, Family
-from esper.tamiyo.gym._gymnasium import gymnasium_env
+from esper.tamiyo.gym._gymnasium import gymnasium_env, gymnasium_vector_env
 from esper.tamiyo.gym._kernels import Offered
 from esper.tamiyo.gym._state import Episode, State, Step
 
@@ -18,4 +18,5 @@ __all__ = [
     "State",
     "Step",
     "gymnasium_env",
+    "gymnasium_vector_env",
 ]

@@ -1,8 +1,4 @@
-"""The gym for agents of other libraries: one environment, as Gymnasium has them.
-
-Thousands of environments in one program are what `Environment` is for; this is for agents that do
-not speak jax.
-"""
+"""The gym for agents of other libraries that do not speak jax: as Gymnasium has environments."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper.errors import InputError
+from esper.tamiyo._check import require
 from esper.tamiyo.graph import BOUND, ModelGraph
 from esper.tamiyo.gym._environment import Environment
 from esper.tamiyo.gym._state import State
@@ -32,27 +29,13 @@ def gymnasium_env(environment: Environment) -> "gymnasium.Env[dict[str, np.ndarr
     Raises:
         InputError: where Gymnasium is not installed.
     """
-    try:
-        import gymnasium
-        from gymnasium import spaces
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "the gym of other libraries needs gymnasium, which is not installed: pip install"
-            " 'esper-morphogenetic[gym]'"
-        ) from error
+    _require_gymnasium()
+    import gymnasium
 
     reset = jax.jit(environment.reset)
     act, advance = jax.jit(environment.act), jax.jit(environment.advance)
     see = jax.jit(environment.graph)
-    example = _observed(jax.eval_shape(environment.reset, jax.random.key(0))[1])
-
-    def space(name: str, own: Any) -> Any:
-        if own.dtype == jnp.bool_:
-            return spaces.MultiBinary(own.shape)
-        if own.dtype == jnp.float32:
-            return spaces.Box(-BOUND, BOUND, own.shape, np.float32)
-        # -1 stands for a node without a free seed.
-        return spaces.Box(-1, max(environment.nodes, environment.seeds), own.shape, np.int32)
+    observations, actions = _spaces(environment)
 
     class Growing(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """See `gymnasium_env`."""
@@ -60,11 +43,8 @@ def gymnasium_env(environment: Environment) -> "gymnasium.Env[dict[str, np.ndarr
         metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
         def __init__(self) -> None:
-            self.observation_space: Any = spaces.Dict(
-                {name: space(name, own) for name, own in example.items()}
-            )
-            sizes = (len(Kind), environment.nodes, environment.seeds, len(environment.offers))
-            self.action_space: Any = spaces.MultiDiscrete([*sizes, len(ALPHAS)])
+            self.observation_space: Any = observations
+            self.action_space: Any = actions
             self._state: State | None = None
 
         def reset(
@@ -103,6 +83,114 @@ def gymnasium_env(environment: Environment) -> "gymnasium.Env[dict[str, np.ndarr
             )
 
     return Growing()
+
+
+def gymnasium_vector_env(
+    environment: Environment, count: int
+) -> "gymnasium.vector.VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]":
+    """Many environments behind Gymnasium's interface, in one program.
+
+    Observations and actions are those of `gymnasium_env`, stacked. Episodes begin and end together,
+    and the next ones begin in the step in which they end (`AutoresetMode.SAME_STEP`): the
+    observations are then of the new ones, and `final_obs` and `final_info` of those that ended.
+
+    Args:
+        count: environments, from 1.
+
+    Raises:
+        InputError: where Gymnasium is not installed, or for a count below 1.
+    """
+    require("count of environments", count, 1, whole=True)
+    _require_gymnasium()
+    from gymnasium.vector import AutoresetMode, VectorEnv
+    from gymnasium.vector.utils import batch_space
+
+    reset = jax.jit(jax.vmap(environment.reset))
+    observations, actions = _spaces(environment)
+
+    @jax.jit
+    @jax.vmap
+    def step(state: State, choice: Choice) -> Any:
+        changed = environment.act(state, choice)
+        after, reward, info = environment.advance(changed)
+        info["illegal"] = changed.illegal - state.illegal
+        return after, environment.graph(after), reward.total, info
+
+    class GrowingVector(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
+        """See `gymnasium_vector_env`."""
+
+        metadata: dict[str, Any] = {  # noqa: RUF012
+            "render_modes": [],
+            "autoreset_mode": AutoresetMode.SAME_STEP,
+        }
+
+        def __init__(self) -> None:
+            self.num_envs = count
+            self.single_observation_space: Any = observations
+            self.single_action_space: Any = actions
+            self.observation_space: Any = batch_space(observations, count)
+            self.action_space: Any = batch_space(actions, count)
+            self._state: State | None = None
+
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+            """Begin as many episodes, drawn by the seed."""
+            super().reset(seed=seed)
+            drawn = int(self.np_random.integers(2**31))
+            self._state, graphs = reset(jax.random.split(jax.random.key(drawn), count))
+            return _arrays(graphs), {}
+
+        def step(
+            self, actions: np.ndarray
+        ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+            """Do what was chosen, train, measure."""
+            if self._state is None:
+                raise InputError("no episode was begun: call reset() before step()")
+            choices = Choice(*jnp.asarray(actions, jnp.int32).T)
+            state, graphs, rewards, info = step(self._state, choices)
+            told = {name: np.asarray(own) for name, own in info.items()}
+            done = np.asarray(state.boundary >= environment.boundaries)
+            found: dict[str, Any] = dict(told)
+            if done.all():
+                found |= {"final_obs": _arrays(graphs), "_final_obs": done}
+                found |= {"final_info": told, "_final_info": done}
+                state, graphs = reset(state.key)
+            self._state = state
+            return _arrays(graphs), np.asarray(rewards), done, np.zeros_like(done), found
+
+    return GrowingVector()
+
+
+def _require_gymnasium() -> None:
+    try:
+        import gymnasium  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "the gym of other libraries needs gymnasium, which is not installed: pip install"
+            " 'esper-morphogenetic[gym]'"
+        ) from error
+
+
+def _spaces(environment: Environment) -> tuple[Any, Any]:
+    """Of observations and of actions."""
+    from gymnasium import spaces
+
+    example = _observed(jax.eval_shape(environment.reset, jax.random.key(0))[1])
+
+    def space(own: Any) -> Any:
+        if own.dtype == jnp.bool_:
+            return spaces.MultiBinary(own.shape)
+        if own.dtype == jnp.float32:
+            return spaces.Box(-BOUND, BOUND, own.shape, np.float32)
+        # -1 stands for a node without a free seed.
+        return spaces.Box(-1, max(environment.nodes, environment.seeds), own.shape, np.int32)
+
+    sizes = (len(Kind), environment.nodes, environment.seeds, len(environment.offers))
+    return (
+        spaces.Dict({name: space(own) for name, own in example.items()}),
+        spaces.MultiDiscrete([*sizes, len(ALPHAS)]),
+    )
 
 
 def _observed(graph: ModelGraph) -> dict[str, Any]:
