@@ -80,7 +80,9 @@ def compare(
         place = resume if resume is not None else folder
         if place is None:
             assert asked is not None
-            place = Path("runs") / f"compare-{asked.task.partition(':')[0]}-{asked.backend}"
+            name, _, rest = asked.task.partition(":")
+            name = f"gym-{rest.partition('?')[0]}" if name == "gym" else name
+            place = Path("runs") / f"compare-{name}-{asked.backend}"
         _run(place, asked, workers)
 
 

@@ -230,3 +230,39 @@ def test_designs_that_cannot_be_judged(changes, message):
 def test_a_pair_that_is_not_there():
     with pytest.raises(KeyError, match="expected one of the controls static-small, .*got 'bandit'"):
         judge(design(), typical()).pair("bandit")
+
+
+def drawn(runs):
+    """Every seed with data and a host of its own."""
+    return [
+        dataclasses.replace(
+            run,
+            setting=dataclasses.replace(
+                run.setting,
+                task=f"gym:moons?draw={run.seed}",
+                task_digest=f"{run.seed:064x}",
+                host_parameters=42 + run.seed,
+            ),
+        )
+        for run in runs
+    ]
+
+
+def test_seeds_may_draw_their_tasks_where_the_design_says_so():
+    runs = drawn(typical())
+    assert judge(design(), runs).refused
+    verdict = judge(design(task_by_seed=True), runs)
+    assert not verdict.refused
+    said = " ".join(verdict.assumptions)
+    assert "data, the host's shape, the first weights and the batches" in said
+    apart = [
+        dataclasses.replace(run, setting=dataclasses.replace(run.setting, task_digest="ef" * 32))
+        if (run.arm, run.seed) == ("fixed", 3)
+        else run
+        for run in runs
+    ]
+    (refusal,) = judge(design(task_by_seed=True), apart).refusals
+    assert "the digest of the task to be the same in all runs of seed 3" in refusal
+    other = judge(design(task_by_seed=True), everything("fixed", backend="torch")(runs))
+    said = " ".join(other.refusals)
+    assert "expected the backend to be the same in all runs, got" in said

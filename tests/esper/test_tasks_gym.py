@@ -6,7 +6,9 @@ import pytest
 from esper.errors import InputError
 from esper.tamiyo.gym import FAMILIES, HELD_OUT, Environment
 from esper.tolaria._config import make_config, sizes_of
-from esper.tolaria.tasks import check_task_name, load_task
+from esper.tolaria.comparison import make_comparison
+from esper.tolaria.comparison._arm_config import treatment_config
+from esper.tolaria.tasks import DRAWN_BY_SEED, check_task_name, load_task, task_of_seed
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -73,3 +75,14 @@ def test_sizes_are_of_all_blueprints_or_of_one():
     says = "'low_rank.rank', and 'low_rank' is none of `blueprints`, residual_mlp"
     with pytest.raises(InputError, match=says):
         make_config(task="spirals", backend="jax", blueprint_sizes={"low_rank.rank": 2})
+
+
+def test_seeds_of_a_comparison_draw_tasks_of_their_own(tmp_path):
+    assert task_of_seed("spirals", 3) == "spirals"
+    assert task_of_seed("gym:moons", 3) == "gym:moons"
+    name = f"gym:moons{DRAWN_BY_SEED}"
+    assert [task_of_seed(name, seed) for seed in (0, 3)] == ["gym:moons", "gym:moons?draw=3"]
+    asked = make_comparison(task=name, controls=("static-small",))
+    assert asked.design("steps").task_by_seed
+    assert not make_comparison(task="gym:moons", controls=("fixed",)).design("steps").task_by_seed
+    assert treatment_config(asked, 3, tmp_path).task == "gym:moons?draw=3"

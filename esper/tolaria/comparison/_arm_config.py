@@ -7,6 +7,7 @@ from esper.errors import InputError
 from esper.tolaria._config import GrowConfig, make_config
 from esper.tolaria.comparison._asked import Comparison
 from esper.tolaria.comparison._kept import KeptKernel
+from esper.tolaria.tasks import task_of_seed
 
 BOUNDARIES = 200
 """Most decision boundaries of a run that does not grow: looking costs time and decides nothing."""
@@ -102,7 +103,7 @@ def check_configs(asked: Comparison, library: Any) -> dict[str, GrowConfig]:
 def _common(asked: Comparison, seed: int, library: Any) -> dict[str, Any]:
     return {
         **asked.values,
-        "task": asked.task,
+        "task": task_of_seed(asked.task, seed),
         "backend": asked.backend,
         "seed": seed,
         "library": library,

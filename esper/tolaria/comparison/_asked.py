@@ -13,6 +13,7 @@ from esper._files import write_atomically
 from esper.errors import InputError, RunFolderError
 from esper.tolaria._config import Backend
 from esper.tolaria.comparison._design import ARMS, Budget, Design, Metric
+from esper.tolaria.tasks import DRAWN_BY_SEED
 
 COMPARISON = "comparison.json"
 _SCHEMA_VERSION = 1
@@ -113,6 +114,7 @@ class Comparison(BaseModel):
             smallest_effect=self.smallest_effect,
             metric=self.metric,
             budget=budget,
+            task_by_seed=self.task.endswith(DRAWN_BY_SEED),
             alpha=self.alpha,
         )
 

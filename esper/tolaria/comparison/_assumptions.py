@@ -18,10 +18,16 @@ def assumptions(design: Design) -> Iterator[str]:
         f" {part_text(FLOPS_TOLERANCE)}",
     }[design.budget]
     yield f"Every run of a control had {same}."
-    yield (
-        "Runs are paired by their seed, which sets the first weights and the batches. Seeds are"
-        " all that varies: nothing is said of other tasks, data or hosts."
-    )
+    if design.task_by_seed:
+        yield (
+            "Runs are paired by their seed, which sets data, the host's shape, the first weights"
+            " and the batches. All are drawn from one family: nothing is said of others."
+        )
+    else:
+        yield (
+            "Runs are paired by their seed, which sets the first weights and the batches. Seeds"
+            " are all that varies: nothing is said of other tasks, data or hosts."
+        )
     yield (
         "The sign-flip test takes a difference to be as likely d as -d where an arm changes"
         " nothing. It is exact up to 16 seeds and drawn at random beyond."

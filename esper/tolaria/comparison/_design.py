@@ -49,6 +49,8 @@ class Design:
     """The smallest difference in the metric that would matter, above 0, in the metric's unit."""
     metric: Metric = "test_accuracy"
     budget: Budget = "steps"
+    task_by_seed: bool = False
+    """Whether each seed has data and a host of its own, drawn from one family."""
     alpha: float = 0.05
     """Bound, in (0, 0.5), on the probability of any false "better" or "worse" over all controls.
 

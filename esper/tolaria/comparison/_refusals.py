@@ -20,7 +20,7 @@ def refusals(design: Design, outcomes: Sequence[Outcome]) -> list[str]:
         outcomes: of the design's arms under its budget, and nothing else.
     """
     found = [*_missing(design, outcomes), *_repeated(outcomes)]
-    found += [*_unfinished(outcomes), *_values(design, outcomes), *_settings(outcomes)]
+    found += [*_unfinished(outcomes), *_values(design, outcomes), *_settings(design, outcomes)]
     found += _growth(design, outcomes)
     found += _steps(outcomes) if design.budget == "steps" else _flops(design, outcomes)
     fewest = fewest_pairs(design.level)
@@ -133,16 +133,24 @@ _ALIKE = (
 )
 
 
-def _settings(outcomes: Sequence[Outcome]) -> Iterator[str]:
+_OF_SEED = ("task", "task_digest", "host_sites", "host_parameters")
+"""Of those, what a seed may have of its own where it draws its task."""
+
+
+def _settings(design: Design, outcomes: Sequence[Outcome]) -> Iterator[str]:
     for field, what in _ALIKE:
-        groups: dict[object, list[Outcome]] = {}
-        for outcome in outcomes:
-            groups.setdefault(getattr(outcome.setting, field), []).append(outcome)
-        if len(groups) > 1:
-            yield (
-                f"the arms do not match: expected {what} to be the same in all runs, got"
-                f" {_told(groups)}"
-            )
+        alone = design.task_by_seed and field in _OF_SEED
+        for seed in design.seeds if alone else (None,):
+            groups: dict[object, list[Outcome]] = {}
+            for outcome in outcomes:
+                if seed in (None, outcome.seed):
+                    groups.setdefault(getattr(outcome.setting, field), []).append(outcome)
+            if len(groups) > 1:
+                where = "in all runs" if seed is None else f"in all runs of seed {seed}"
+                yield (
+                    f"the arms do not match: expected {what} to be the same {where}, got"
+                    f" {_told(groups)}"
+                )
 
 
 def _told(groups: dict[object, list[Outcome]]) -> str:

@@ -65,7 +65,7 @@ def run_seed(
         tell(f"seed {seed}: no controls, because {asked.treatment} did not come to its end")
         return
     config = open_run(treated).config
-    own = load_task(asked.task) if task is None else task
+    own = load_task(config.task) if task is None else task
     examples = config.batch_size or len(own.train)
     bare = make_trainee(own, config).cost().flops * examples * FLOPS_PER_STEP
     kept = kept_kernels(treated)

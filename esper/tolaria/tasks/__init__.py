@@ -8,6 +8,7 @@ from esper.tolaria.tasks._check import make_task
 from esper.tolaria.tasks._cifar import CifarDigestWarning
 from esper.tolaria.tasks._conv_host import ConvHost
 from esper.tolaria.tasks._grammar import grammar_entropy_rate
+from esper.tolaria.tasks._gym import DRAWN_BY_SEED, task_of_seed
 from esper.tolaria.tasks._host import CustomHost, DescribedHost, Host, Interface
 from esper.tolaria.tasks._loader import Augment, Batch, Loader, batch_indices, make_loader
 from esper.tolaria.tasks._mlp_host import MLPHost, initial_host
@@ -16,6 +17,7 @@ from esper.tolaria.tasks._task import LOSSES, Loss, Split, Task
 from esper.tolaria.tasks._text_host import TextHost
 
 __all__ = [
+    "DRAWN_BY_SEED",
     "LOSSES",
     "TASKS",
     "Augment",
@@ -40,4 +42,5 @@ __all__ = [
     "load_task",
     "make_loader",
     "make_task",
+    "task_of_seed",
 ]

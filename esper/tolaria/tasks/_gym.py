@@ -13,6 +13,18 @@ PARTS = {"train": 512, "validation": 256, "test": 512}
 """Examples; as many to train on and to judge by as in the gym."""
 
 
+DRAWN_BY_SEED = "?draw=seed"
+"""Behind the name of a task in a comparison: each seed draws data and host of its own."""
+
+
+def task_of_seed(name: str, seed: int) -> str:
+    """The task that a comparison's name stands for with one of its seeds."""
+    base = name.removesuffix(DRAWN_BY_SEED)
+    if base == name:
+        return name
+    return f"{base}?draw={seed}" if seed else base
+
+
 def gym(family: str, draw: int = 0) -> Task:
     """`gym:FAMILY`, or `gym:FAMILY?draw=N`: data and a host's shape as the gym draws them.
 
