@@ -81,15 +81,14 @@ def start_run(
     check_batch(config, task)
     trainee = make_trainee(task, config)
     rows = growing_rows(config, task, trainee)
+    # A policy that cannot be read, or a bus that is none, is found out before anything is written.
+    controller_of(config, trainee.sites, run=run_name(path), broker=broker)
     library = Library(library_folder(path, config))
     try:
         kernels: dict[str, list[str]] = {}
         if config.controller != "none":
             kernels = _obtain(config, trainee, rows, library, tell, hooks.stop)
         check_grafts(config, trainee, library)
-        # A policy that cannot be read is found out before anything is written, and a bus that is
-        # none.
-        controller_of(config, trainee.sites, run=run_name(path), broker=broker)
         cost, examples = trainee.cost(), config.batch_size or len(task.train)
         step_flops = FLOPS_PER_STEP * examples * cost.flops
         host = HostRecord(trainee.sites, cost.parameters, step_flops)
