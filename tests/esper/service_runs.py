@@ -66,7 +66,7 @@ class Prompt(MemoryBroker):
 @contextmanager
 def serving(tamiyo: Tamiyo, broker) -> Iterator[TamiyoService]:
     """A service in a thread, on any bus."""
-    service = TamiyoService(tamiyo, broker, collect_seconds=0.005, decide_seconds=0.005)
+    service = TamiyoService(tamiyo, broker, collect_seconds=0.02, decide_seconds=0.02)
     service.collect()
     thread = threading.Thread(target=service.run)
     thread.start()
