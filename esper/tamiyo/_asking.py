@@ -55,7 +55,7 @@ class ServiceController:
         bus: Broker | str | None = None,
         name: str = "run",
         wait_seconds: float = 0.0,
-        bound_seconds: float = 1.0,
+        bound_seconds: float = 5.0,
         offset: int = 0,
     ) -> None:
         require("wait_seconds of the service controller", wait_seconds, 0.0)
