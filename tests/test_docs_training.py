@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from esper.tamiyo import CONTROLLERS, RULES, TRIGGERS, Action
-from esper.tolaria import GrowConfig, Hooks, InitialGraft, SafetyConfig, ScheduledDecision
+from esper.tolaria import (
+    GrowConfig,
+    Hooks,
+    InitialGraft,
+    SafetyConfig,
+    ScheduledDecision,
+    ServiceConfig,
+)
 from esper.tolaria._divergence import REMEDIES
 from esper.tolaria.comparison import ARMS, Word
 from esper.tolaria.initialisations import INITIALISATIONS
@@ -123,6 +130,10 @@ def decisions_table() -> str:
     return keys_table(ScheduledDecision)
 
 
+def service_keys_table() -> str:
+    return keys_table(ServiceConfig)
+
+
 def safety_keys_table() -> str:
     return keys_table(SafetyConfig)
 
@@ -187,8 +198,8 @@ def words_table() -> str:
 
 
 PARTS = {
-    "training.md": [config_tables, grafts_table, decisions_table, safety_keys_table, hooks_table,
-                    remedies_list],
+    "training.md": [config_tables, grafts_table, decisions_table, service_keys_table,
+                    safety_keys_table, hooks_table, remedies_list],
     "controllers.md": [triggers_table, controllers_table, rules_table, initialisations_table,
                        components_table],
     "comparing.md": [arms_table, words_table],
@@ -204,7 +215,9 @@ def test_what_it_lists_is_the_codes(page, part):
     assert part() in text_of(page), part()
 
 
-@pytest.mark.parametrize("owner", [GrowConfig, InitialGraft, ScheduledDecision, SafetyConfig])
+@pytest.mark.parametrize(
+    "owner", [GrowConfig, InitialGraft, ScheduledDecision, ServiceConfig, SafetyConfig]
+)
 def test_every_key_says_what_it_means(owner):
     assert [name for name, meaning in described(owner).items() if not meaning] == []
 

@@ -45,7 +45,7 @@ def grow(
         Path | None, typer.Option(help="YAML file with the keys of a configuration.")
     ] = None,
     controller: Annotated[
-        str | None, typer.Option(help="none, fixed, random, heuristic, bandit or learned.")
+        str | None, typer.Option(help="none, fixed, random, heuristic, bandit, learned or service.")
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, max=10_000, help="Number of runs, with seeds from `seed` on.")
@@ -143,14 +143,14 @@ def _train(
     from esper.nissa import ProgressView, describe_stages, read_run, write_report
     from esper.oona import InProcessBus, TelemetryBus
     from esper.tolaria import Hooks, has_run, resume_run, start_run
-    from esper.tolaria._run_folder import library_folder
+    from esper.tolaria._run_folder import library_folder, run_name
 
     stop = Stop()
     for path, config in runs:
         bus = InProcessBus()
         told = None
         if broker is not None:
-            told = TelemetryBus(broker, sender_id=_name(path), local=bus, capacity=capacity)
+            told = TelemetryBus(broker, sender_id=run_name(path), local=bus, capacity=capacity)
         label = f"{config.task} · {config.backend} · seed {config.seed}"
         rows: list[Any] = []
         with ProgressView(bus, label, config.steps, out) as view:
@@ -163,9 +163,11 @@ def _train(
             try:
                 with fetching_told(library_folder(path, config)):
                     if resuming and has_run(path):
-                        resume_run(path, bus=told or bus, hooks=hooks)
+                        resume_run(path, bus=told or bus, broker=broker, hooks=hooks)
                     else:
-                        start_run(path, config, bus=told or bus, hooks=hooks, tell=_tell)
+                        start_run(
+                            path, config, bus=told or bus, broker=broker, hooks=hooks, tell=_tell
+                        )
             except CheckpointError as error:
                 if not rows:
                     # Refused before it went on: the message says what to do.
@@ -199,11 +201,6 @@ def _train(
             title=f"Esper: {first.task}",
         )
     out.print(f"report: {place / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _name(path: Path) -> str:
-    """What a run is called on a bus: the end of its path, as a message takes it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(path))[-200:]
 
 
 def _end(told: Any) -> None:

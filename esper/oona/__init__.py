@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from esper.oona._batching import BatchingPublisher, PublisherStatistics
     from esper.oona._broker import Broker, Consumer, DeadLetter, Delivery, Place
     from esper.oona._memory import MemoryBroker
-    from esper.oona._open import open_broker
+    from esper.oona._open import check_bus_url, open_broker
     from esper.oona._redis import RedisBroker
     from esper.oona._sqlite import SqliteBroker
     from esper.oona._statistics import BusStatistics, GroupStatistics, TopicStatistics
@@ -20,7 +20,7 @@ _HOMES = {
     "_batching": ("BatchingPublisher", "PublisherStatistics"),
     "_broker": ("Broker", "Consumer", "DeadLetter", "Delivery", "Place"),
     "_memory": ("MemoryBroker",),
-    "_open": ("open_broker",),
+    "_open": ("check_bus_url", "open_broker"),
     "_redis": ("RedisBroker",),
     "_sqlite": ("SqliteBroker",),
     "_statistics": ("BusStatistics", "GroupStatistics", "TopicStatistics"),
@@ -51,6 +51,7 @@ __all__ = [
     "Topic",
     "TopicNames",
     "TopicStatistics",
+    "check_bus_url",
     "open_broker",
 ]
 

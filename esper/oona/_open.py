@@ -1,5 +1,7 @@
 """A broker by its URL."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -25,25 +27,48 @@ def open_broker(url: str, **options: Any) -> Broker:
         InputError: for a URL that names no bus, or a package that is not installed.
         BusError, ServiceUnavailableError, AccessDeniedError: where the bus cannot be opened.
     """
-    scheme, colon, rest = url.partition(":")
-    if scheme == "memory" and colon and not rest:
+    check_bus_url(url)
+    scheme, _, rest = url.partition(":")
+    if scheme == "memory":
         from esper.oona._memory import MemoryBroker
 
         return MemoryBroker(**options)
-    if scheme == "sqlite" and rest:
+    if scheme == "sqlite":
         from esper.oona._sqlite import SqliteBroker
 
         path, _, query = rest.partition("?")
         return SqliteBroker(_path(path), **{**_synchronous(url, query), **options})
+    from esper.oona._redis import RedisBroker
+
+    return RedisBroker(url, **options)
+
+
+def check_bus_url(url: str) -> None:
+    """Refuse what `open_broker` could never open, without opening anything.
+
+    Raises:
+        InputError: for a URL that names no bus, a folder that is not there, or a package that is
+            not installed.
+    """
+    scheme, colon, rest = url.partition(":")
+    if scheme == "memory" and colon and not rest:
+        return
+    if scheme == "sqlite" and rest:
+        path, _, query = rest.partition("?")
+        _synchronous(url, query)
+        place = Path(_path(path)).absolute()
+        if not place.parent.is_dir():
+            raise InputError(
+                f"there is no folder {place.parent} for the bus {place.name}: make it first"
+            )
+        return
     if scheme in _SERVERS and rest.startswith("//"):
-        try:
-            from esper.oona._redis import RedisBroker
-        except ImportError as error:
+        if find_spec("redis") is None:
             raise InputError(
                 "a bus on a Redis server takes the package redis:"
                 " pip install 'esper-morphogenetic[redis]'"
-            ) from error
-        return RedisBroker(url, **options)
+            )
+        return
     shown = f"{scheme}:" if colon else repr(url[:40])
     raise InputError(
         f"{shown} names no bus: expected memory:, sqlite:PATH or redis://HOST:PORT/NUMBER"

@@ -1,9 +1,11 @@
 """Tamiyo, the controller: decides what to graft, where and when."""
 
 from esper.tamiyo._arms import DiscountedUcb, trial_reward
+from esper.tamiyo._asking import ServiceController
 from esper.tamiyo._bandit import BanditController
 from esper.tamiyo._controller import (
     Action,
+    Closing,
     Controller,
     Cost,
     Decision,
@@ -37,6 +39,7 @@ __all__ = [
     "Advice",
     "Advisor",
     "BanditController",
+    "Closing",
     "Controller",
     "Cost",
     "Cue",
@@ -58,6 +61,7 @@ __all__ = [
     "Safety",
     "ScheduleTrigger",
     "Scheduled",
+    "ServiceController",
     "SiteNorms",
     "Trigger",
     "Verdict",

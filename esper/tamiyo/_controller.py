@@ -107,6 +107,9 @@ class Observation:
     """Measures gradients and parameters of all layers; costs a forward and a backward pass."""
     topology: Callable[[], Topology] | None = None
     """Which layer feeds which, found out once; None where that is not known."""
+    recorded: Callable[[], Sequence[str] | None] | None = None
+    """What was noted at this boundary when it was trained before, to be asked once all is measured
+    that a controller measures; None where it was not, or not to here."""
 
 
 class Controller(Protocol):
@@ -137,4 +140,13 @@ class Remarking(Protocol):
 
     def remarks(self) -> Sequence[str]:
         """What is to be recorded beside the decisions of the last `decide`; often nothing."""
+        ...
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A controller that holds something open while a run lasts."""
+
+    def close(self) -> None:
+        """Let go of it; called once, at the run's end, however it ends."""
         ...

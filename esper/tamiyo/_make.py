@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from esper.errors import InputError
+from esper.tamiyo._asking import ServiceController
 from esper.tamiyo._bandit import BanditController
 from esper.tamiyo._check import require_keys, require_one_of
 from esper.tamiyo._controller import Action, Controller
@@ -35,6 +36,7 @@ CONTROLLERS: dict[str, type | None] = {
     "heuristic": HeuristicController,
     "bandit": BanditController,
     "learned": LearnedController,
+    "service": ServiceController,
 }
 """Every kind of controller; "none" trains without growing."""
 

@@ -7,6 +7,7 @@ from esper.tolaria._config import (
     InitialGraft,
     SafetyConfig,
     ScheduledDecision,
+    ServiceConfig,
     make_config,
     read_config_file,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "RunFolder",
     "SafetyConfig",
     "ScheduledDecision",
+    "ServiceConfig",
     "Study",
     "Task",
     "Trainee",

@@ -202,7 +202,8 @@ def _changed(folder: RunFolder, what_if: WhatIf) -> GrowConfig:
     if what_if.decisions is not None:
         decisions = [own.model_dump(mode="json") for own in what_if.decisions]
         controller = "fixed" if decisions else "none"
-        values = {**values, "controller": controller, "schedule_of_grafts": decisions}
+        of_others = {"policy": None, "service": None}
+        values = {**values, **of_others, "controller": controller, "schedule_of_grafts": decisions}
     config = make_config(**values)
     if config.steps <= what_if.begins:
         raise InputError(

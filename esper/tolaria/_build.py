@@ -7,13 +7,13 @@ from esper.cache import KernelCache
 from esper.contracts import KernelState
 from esper.errors import InputError, RunFolderError
 from esper.nissa import MeasurementsDigest
-from esper.oona import Bus
+from esper.oona import Broker, Bus
 from esper.tolaria._clock import Clock
 from esper.tolaria._config import GrowConfig
 from esper.tolaria._decider import controller_of, guard_of
 from esper.tolaria._hooks import Hooks
 from esper.tolaria._ledger import Ledger
-from esper.tolaria._run_folder import RunFolder
+from esper.tolaria._run_folder import RunFolder, run_name
 from esper.tolaria._trainee import Optimisation, Trainee
 from esper.tolaria._trainer import Trainer
 from esper.tolaria.tasks import Task, load_task, make_loader
@@ -206,11 +206,15 @@ def make_trainer(
     bus: Bus,
     hooks: Hooks,
     past: Sequence[Mapping[str, Any]] = (),
+    broker: Broker | None = None,
+    asks: bool = True,
 ) -> Trainer:
     """The trainer of a run.
 
     Args:
         past: the measurements made so far.
+        broker: the bus that a service is on, where the configuration names none.
+        asks: whether a service is asked at all, and not only done again what was recorded.
     """
     config, kernels = folder.config, KernelCache()
     return Trainer(
@@ -218,7 +222,9 @@ def make_trainer(
         task=task,
         trainee=trainee,
         loader=make_loader(task, batch_size=config.batch_size, seed=config.seed),
-        controller=controller_of(config, trainee.sites),
+        controller=controller_of(
+            config, trainee.sites, run=run_name(folder.path), broker=broker, asks=asks
+        ),
         guard=guard_of(config),
         library=library,
         kernels=kernels,

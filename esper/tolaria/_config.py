@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from esper.contracts import Sha256, Size
 from esper.errors import InputError
+from esper.settings._password import without_password
 from esper.tamiyo import Action
 from esper.tezzeret import blueprint_names
 from esper.tolaria._yaml import read_yaml
@@ -83,6 +84,31 @@ class SafetyConfig(BaseModel):
     """A kernel is unloaded whose worth, all of its interval, is below minus this."""
     judge_after_steps: _Steps = 500
     """Steps at work before a kernel's worth is measured for that, and between two times."""
+
+
+class ServiceConfig(BaseModel):
+    """How a run asks a service."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    bus: str | None = None
+    """Where the service hears: `redis://HOST:PORT/NUMBER` or `sqlite:PATH`; null takes the bus
+    that the run tells, `--bus` of `esper grow`."""
+    name: str | None = Field(default=None, min_length=1, max_length=200)
+    """By which the service knows the run; null takes the run's folder, as it was given."""
+    wait_seconds: float = Field(default=0.0, ge=0.0, le=3_600.0)
+    """How long a boundary waits for the answer to its own report; without, what came since is done
+    at the next boundary."""
+
+    @field_validator("bus")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value is not None and without_password(value, whole=True) != value:
+            raise ValueError(
+                "`service.bus` holds a password, and a configuration is recorded: leave it out, and"
+                " give the address as `bus.url` of the settings or as ESPER_BUS__URL"
+            )
+        return value
 
 
 class GrowConfig(BaseModel):
@@ -166,7 +192,9 @@ class GrowConfig(BaseModel):
     """Training examples by which initialisations and triggers see a layer."""
 
     # Who decides.
-    controller: Literal["none", "fixed", "random", "heuristic", "bandit", "learned"] = "heuristic"
+    controller: Literal["none", "fixed", "random", "heuristic", "bandit", "learned", "service"] = (
+        "heuristic"
+    )
     """Who decides what grows; `none` trains without growing."""
     trigger: Literal["plateau", "gradient_bottleneck", "held_out_gain", "schedule", "random"] = (
         "plateau"
@@ -174,6 +202,8 @@ class GrowConfig(BaseModel):
     """When the heuristic and the bandit graft."""
     policy: Path | None = Field(default=None, strict=False)
     """Of the learned controller: a policy file; null takes the one that ships with Esper."""
+    service: ServiceConfig | None = None
+    """Of the service controller: whom it asks, and how long; null takes what is there without."""
     initial_grafts: list[InitialGraft] = Field(default_factory=list)
     """Kernels that are there from step 0, at alpha 1."""
     schedule_of_grafts: list[ScheduledDecision] = Field(default_factory=list)
@@ -254,6 +284,8 @@ class GrowConfig(BaseModel):
             raise ValueError("`schedule_of_grafts` is for runs with `controller: fixed`")
         if self.controller != "learned" and self.policy is not None:
             raise ValueError("`policy` is for runs with `controller: learned`")
+        if self.controller != "service" and self.service is not None:
+            raise ValueError("`service` is for runs with `controller: service`")
         if self.checkpoint_every % self.decide_every:
             near = max(1, round(self.checkpoint_every / self.decide_every)) * self.decide_every
             raise ValueError(
@@ -339,7 +371,9 @@ def _explain(error: Any, given: dict[str, Any]) -> str:
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         key = str(error["loc"][-1])
-        owner = SafetyConfig if error["loc"][0] == "safety" else GrowConfig
+        owner = {"safety": SafetyConfig, "service": ServiceConfig}.get(
+            str(error["loc"][0]), GrowConfig
+        )
         near = difflib.get_close_matches(key, owner.model_fields, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"unknown key {where!r}{hint}"

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from esper.errors import InputError
+from esper.oona import Broker
 from esper.tamiyo import Controller, Guard, Safety, make_controller
-from esper.tolaria._config import GrowConfig
+from esper.tolaria._config import GrowConfig, ServiceConfig
 
 
 def _trigger(config: GrowConfig) -> dict[str, Any]:
@@ -19,11 +21,21 @@ def _trigger(config: GrowConfig) -> dict[str, Any]:
     return {"kind": config.trigger, **options[config.trigger]}
 
 
-def controller_of(config: GrowConfig, sites: Sequence[str]) -> Controller | None:
+def controller_of(
+    config: GrowConfig,
+    sites: Sequence[str],
+    *,
+    run: str = "run",
+    broker: Broker | None = None,
+    asks: bool = True,
+) -> Controller | None:
     """The controller that a configuration asks for; None where nothing is to grow.
 
     Args:
         sites: names of the layers with seeds, by row.
+        run: by which a service knows the run, where the configuration names it otherwise.
+        broker: the bus that a service is on, where the configuration names none.
+        asks: whether a service is asked at all, and not only done again what was recorded.
 
     Raises:
         InputError: for values that it does not take.
@@ -51,8 +63,28 @@ def controller_of(config: GrowConfig, sites: Sequence[str]) -> Controller | None
         "heuristic": {**judged, "offset": config.seed},
         "bandit": judged,
         "learned": {"policy": config.policy, "offset": config.seed},
+        "service": _service(config, run, broker, asks=asks),
     }
     return make_controller(config.controller, **options[config.controller])
+
+
+def _service(config: GrowConfig, run: str, broker: Broker | None, *, asks: bool) -> dict[str, Any]:
+    if config.controller != "service":
+        return {}
+    own = config.service or ServiceConfig()
+    bus = own.bus or broker
+    if asks and bus is None:
+        raise InputError(
+            "a run that asks a service needs the bus that the service is on: write"
+            " `service: {bus: redis://HOST:PORT/0}` into the configuration, or give --bus URL; or"
+            " `controller: heuristic`, which asks nobody"
+        )
+    return {
+        "bus": bus if asks else None,
+        "name": own.name or run,
+        "wait_seconds": own.wait_seconds,
+        "offset": config.seed,
+    }
 
 
 def _schedule(config: GrowConfig, sites: Sequence[str]) -> dict[str, Any]:

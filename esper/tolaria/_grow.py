@@ -15,7 +15,7 @@ from esper.nissa import (
     read_run,
     write_report,
 )
-from esper.oona import Bus, InProcessBus
+from esper.oona import Broker, Bus, InProcessBus
 from esper.tolaria._build import (
     check_batch,
     check_grafts,
@@ -40,6 +40,7 @@ from esper.tolaria._run_folder import (
     library_folder,
     locked,
     open_run,
+    run_name,
 )
 from esper.tolaria._trainee import Trainee
 from esper.tolaria._trainer import FLOPS_PER_STEP
@@ -53,6 +54,7 @@ def start_run(
     *,
     task: Task | None = None,
     bus: Bus | None = None,
+    broker: Broker | None = None,
     hooks: Hooks | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> RunFolder:
@@ -62,6 +64,8 @@ def start_run(
         path: the run's folder; it must not hold anything.
         task: the user's own, under the configuration's name; None for one of Esper's.
         bus: measurements and events are published on it as well as written.
+        broker: where a service is asked, with `controller: service`, if the configuration names no
+            bus; it stays open.
         hooks: functions that are called on the way.
         tell: is told what is being prepared.
 
@@ -77,20 +81,20 @@ def start_run(
     check_batch(config, task)
     trainee = make_trainee(task, config)
     rows = growing_rows(config, task, trainee)
+    # A policy that cannot be read, or a bus that is none, is found out before anything is written.
+    controller_of(config, trainee.sites, run=run_name(path), broker=broker)
     library = Library(library_folder(path, config))
     try:
         kernels: dict[str, list[str]] = {}
         if config.controller != "none":
             kernels = _obtain(config, trainee, rows, library, tell, hooks.stop)
         check_grafts(config, trainee, library)
-        # A policy that cannot be read is found out before anything is written.
-        controller_of(config, trainee.sites)
         cost, examples = trainee.cost(), config.batch_size or len(task.train)
         step_flops = FLOPS_PER_STEP * examples * cost.flops
         host = HostRecord(trainee.sites, cost.parameters, step_flops)
         folder = create_run(path, config, kernels, host=host, task_digest=task.digest)
         with locked(folder):
-            return _train(folder, task, trainee, library, bus=bus, hooks=hooks)
+            return _train(folder, task, trainee, library, bus=bus, broker=broker, hooks=hooks)
     finally:
         library.close()
 
@@ -149,6 +153,7 @@ def resume_run(
     *,
     task: Task | None = None,
     bus: Bus | None = None,
+    broker: Broker | None = None,
     hooks: Hooks | None = None,
 ) -> RunFolder:
     """Go on with a run from its last checkpoint, or from its beginning where it has none.
@@ -158,6 +163,7 @@ def resume_run(
 
     Args:
         task: the user's own, where the run was started with one.
+        broker: as of `start_run`.
 
     Raises:
         RunFolderError: where there is no run, or one that an older Esper began.
@@ -174,7 +180,8 @@ def resume_run(
     library = Library(folder.library, create=False)
     try:
         with locked(folder):
-            return _train(folder, task, trainee, library, bus=bus, hooks=hooks or Hooks())
+            own = hooks or Hooks()
+            return _train(folder, task, trainee, library, bus=bus, broker=broker, hooks=own)
     finally:
         library.close()
 
@@ -186,6 +193,7 @@ def _train(
     library: Library,
     *,
     bus: Bus | None,
+    broker: Broker | None,
     hooks: Hooks,
 ) -> RunFolder:
     """Train from where the record ends; the caller holds the run's lock."""
@@ -209,6 +217,7 @@ def _train(
         bus=channel,
         hooks=dataclasses.replace(hooks, on_boundary=on_boundary),
         past=past,
+        broker=broker,
     )
     if start.saved is not None:
         trainer.restore(*start.saved)

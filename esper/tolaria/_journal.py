@@ -6,7 +6,7 @@ from typing import Any
 
 from esper.oona import Bus, Topic
 from esper.tamiyo import Decision, Veto, Worth
-from esper.tolaria._ledger import DECISION, MARK, ROLLBACK, Cursor, Ledger, event_entry
+from esper.tolaria._ledger import DECISION, MARK, NOTE, ROLLBACK, Cursor, Ledger, event_entry
 from esper_functional import Event
 
 
@@ -98,7 +98,7 @@ class Journal:
 
     def notes(self, step: int, remarks: Sequence[str]) -> None:
         """Record what the controller said without deciding anything."""
-        self.write([{"kind": "note", "step": step, "reason": remark} for remark in remarks])
+        self.write([{"kind": NOTE, "step": step, "reason": remark} for remark in remarks])
 
     def worth(self, step: int, layer: int, seed: int, worth: Worth) -> None:
         """Record a removal cost that was measured."""

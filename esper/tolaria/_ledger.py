@@ -7,6 +7,7 @@ against them, and a difference is an error.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ MARK = "mark"
 """The kind of an entry that records a digest instead of an event."""
 DECISION = "decision"
 """The kind of an entry that says what the decision is expected to bring that is done next."""
+NOTE = "note"
+"""The kind of an entry that holds what a controller said besides."""
 ROLLBACK = "rollback"
 """The kind of an entry from which on the run is again what an earlier line led to."""
 
@@ -199,6 +202,21 @@ class Ledger:
         entry = json.loads(self._ahead.split(b"\n", 1)[0])["entry"]
         back = entry["kind"] == ROLLBACK and entry["step"] == step
         return str(entry["cause"]) if back else None
+
+    def recorded_notes(self, step: int) -> list[str] | None:
+        """What was noted next the last time, as far as that was at `step`.
+
+        None where nothing came next: all that was recorded is written again.
+        """
+        if not self._ahead:
+            return None
+        found: list[str] = []
+        for line in io.BytesIO(self._ahead):
+            entry = json.loads(line)["entry"]
+            if entry["kind"] != NOTE or entry["step"] != step:
+                break
+            found.append(str(entry["reason"]))
+        return found
 
     def close(self) -> None:
         """Close the file, when all of it is on the disk."""

@@ -82,6 +82,7 @@ def retrain_run(path: Path, first: int, last: int, *, task: Task | None = None) 
             bus=InProcessBus(),
             hooks=Hooks(stop=watch.done, on_step=watch.on_step, on_boundary=watch.on_boundary),
             past=[row for row in rows if row["step"] < start.step],
+            asks=False,
         )
         try:
             if start.saved is not None:

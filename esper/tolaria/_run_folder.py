@@ -91,6 +91,11 @@ def library_folder(run: Path, config: GrowConfig) -> Path:
     return config.library if config.library is not None else run.absolute().parent / "library"
 
 
+def run_name(run: Path) -> str:
+    """What a run is called on a bus: the end of its path, as a message takes it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(run))[-200:]
+
+
 def _genesis(content: dict[str, Any]) -> str:
     """The hash that a ledger follows: one run is the same wherever its kernels are kept."""
     config = {key: value for key, value in content["config"].items() if key != "library"}

@@ -24,6 +24,7 @@ from esper.nissa import MeasurementsDigest
 from esper.oona import Bus, InProcessBus, Topic
 from esper.tamiyo import (
     Action,
+    Closing,
     Controller,
     Decision,
     Guard,
@@ -154,6 +155,8 @@ class Trainer:
         try:
             self._run(start)
         finally:
+            if isinstance(self._controller, Closing):
+                self._controller.close()
             self._ledger.close()
             self._writer.close()
 
@@ -411,6 +414,7 @@ class Trainer:
             worths=worths,
             norms=lambda: self._norms(step),
             topology=lambda: self._trainee.topology,
+            recorded=lambda: self._ledger.recorded_notes(step),
         )
         wanted = self._controller.decide(observation)
         remarks = self._controller.remarks() if isinstance(self._controller, Remarking) else ()

@@ -35,7 +35,15 @@ def test_every_kind_is_made_from_plain_values(kind, values, made):
 
 def test_none_is_no_controller():
     assert make_controller("none") is None
-    assert set(CONTROLLERS) == {"none", "fixed", "random", "heuristic", "bandit", "learned"}
+    assert set(CONTROLLERS) == {
+        "none",
+        "fixed",
+        "random",
+        "heuristic",
+        "bandit",
+        "learned",
+        "service",
+    }
 
 
 @pytest.mark.parametrize("kind", sorted(TRIGGERS))

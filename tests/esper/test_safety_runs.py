@@ -146,7 +146,7 @@ class Wild:
 
 
 def test_no_controller_brings_a_run_down(tmp_path, monkeypatch):
-    monkeypatch.setattr(_build, "controller_of", lambda config, sites: Wild())
+    monkeypatch.setattr(_build, "controller_of", lambda config, sites, **_: Wild())
     asked = config(
         tmp_path, "torch", EVENTFUL, safety={}, steps=120, loading_steps=3, incubation_steps=0,
         ramp_steps=5, initialisation="as_compiled",

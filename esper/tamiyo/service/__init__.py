@@ -6,6 +6,7 @@ Its core is a plain object, `Tamiyo`, which a run in one process calls directly.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from esper.tamiyo._telling import report_of
 from esper.tamiyo.service._advisor import Advisor, News
 from esper.tamiyo.service._collector import HealthCollector, Outcomes
 from esper.tamiyo.service._counts import Counts
@@ -19,7 +20,6 @@ from esper.tamiyo.service._safety_file import read_safety
 from esper.tamiyo.service._serve import serve_tamiyo
 from esper.tamiyo.service._spread import RunningSpread
 from esper.tamiyo.service._tamiyo import Advice, Tamiyo
-from esper.tamiyo.service._telling import report_of
 from esper.tamiyo.service._ticks import Ticks
 
 if TYPE_CHECKING:
