@@ -6,7 +6,7 @@ policy that comes with Esper was made from them.
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ from esper.tamiyo.policy import LoadedPolicy, Method, Policy, make_policy
 RIVALS = ("heuristic", "bandit", "random", "fixed", "never-grow")
 """What a policy is held against."""
 
+_LAST = 10
+"""Iterations over which the end of training is told: one has few episodes."""
 _GRAFTED = 3
 """Optimiser steps of an episode over those that a kernel is on trial for, beyond its ramp."""
 
@@ -143,12 +145,12 @@ def make(
     known = learn_effects(learnt.policy, decisions, keys[3], method=recipe.method)
     loaded = loaded_policy(learnt.policy, known, recipe.min_confidence)
     judged = judge(recipe.environment, loaded, keys[4], recipe.evaluated)
-    last = learnt.metrics[-1]
+    last = learnt.metrics[-_LAST:]
     card = {
         "recipe": _plain(recipe),
         "training": {
-            "return": last["return"],
-            "explained_variance": last["explained_variance"],
+            "return": _mean(row["return"] for row in last),
+            "explained_variance": _mean(row["explained_variance"] for row in last),
             "steps": recipe.learning.iterations * recipe.learning.envs * recipe.learning.steps,
             "health": learnt.diagnosis.health,
         },
@@ -231,6 +233,11 @@ def judge(
                 )
             )  # fmt: skip
     return found
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
