@@ -114,8 +114,10 @@ class OnlineLearner:
         until = self._clock() + seconds
         while self._waiting and self._clock() < until:
             self._take(self._waiting.popleft())
-        while (shape := self._next(until - self._clock())) is not None:
+        tried = 0
+        while (shape := self._next(until - self._clock(), tried)) is not None:
             self._learn(shape)
+            tried += 1
         # What waits is not written, and so nothing is while anything waits.
         due = self.counts.updates - self._written >= self._settings.save_every
         if due and seconds > 0.0 and not self._waiting:
@@ -200,15 +202,17 @@ class OnlineLearner:
         bucket.add(found.transition)
         self.counts.took(experience.reward)
 
-    def _next(self, seconds: float) -> Shape | None:
+    def _next(self, seconds: float, tried: int) -> Shape | None:
         """The bucket with most to learn from, of those that there is the time for."""
         due = [shape for shape, own in self._buckets.items() if own.due > 0]
         if seconds <= 0.0 or not due:
             return None
         ready = [shape for shape in due if self._is_ready(shape)]
         short = [shape for shape in ready if self._buckets[shape].seconds <= seconds]
-        if ready and not short:
+        if ready and not short and not tried:
             self.counts.put_off += 1
+            for shape in ready:
+                self._buckets[shape].put_off()
         # Of equals the first.
         return max(short, key=lambda shape: self._buckets[shape].due, default=None)
 

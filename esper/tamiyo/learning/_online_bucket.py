@@ -52,12 +52,20 @@ class Bucket:
 
     @property
     def seconds(self) -> float:
-        """That an update takes: the shortest of the last. Others shared the machine."""
-        return min(self._seconds, default=0.0)
+        """That an update is to have: as long as the longest of the last took."""
+        return max(self._seconds, default=0.0)
 
     def took(self, seconds: float) -> None:
         """An update took so long."""
         self._seconds.append(seconds)
+
+    def put_off(self) -> None:
+        """There was too little time for an update: the longest of the last counts no more.
+
+        Others may have shared the machine. In the end it is the shortest that counts.
+        """
+        if len(self._seconds) > 1:
+            self._seconds.remove(self.seconds)
 
     def add(self, transition: Transition) -> None:
         """Keep one."""
