@@ -2,12 +2,15 @@
 
 import dataclasses
 import itertools
+import json
 import math
 
 import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from esper.errors import InputError
 from esper.execution import count_compilations
@@ -299,14 +302,16 @@ def test_the_next_decision_is_of_the_newest_weights_and_compiles_nothing(first):
     assert count() == 0
 
 
-def test_programs_are_compiled_aside_and_nothing_waits_for_them(first):
-    learner = OnlineLearner(first, SETTINGS, compile_aside=True)
+def test_programs_are_compiled_aside_and_nothing_waits_for_them(first, tmp_path):
+    settings = dataclasses.replace(SETTINGS, save_every=10)
+    learner = OnlineLearner(first, settings, folder=tmp_path, compile_aside=True)
     learner.update(played(), 600.0)
     (program,) = learner._programs.values()
     program.result()
     learner.update([], 600.0)
     assert learner.counts.updates == 24
     learner.close()
+    assert load_policy(tmp_path / POLICY).card["online"]["updates"] == 24
 
 
 def test_it_learns_from_what_tamiyo_hands_over(first):
@@ -361,9 +366,25 @@ def test_a_folder_holds_a_policy_as_any_other_and_what_it_goes_on_from(first, tm
 
 def test_what_it_cannot_go_on_from_is_refused(first, tmp_path):
     learner = OnlineLearner(first, SETTINGS)
+    learner.update(played(1), 60.0)
     learner.save(tmp_path / "kept")
+    with safe_open(tmp_path / "kept", framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = json.loads(file.metadata()["esper"])
+    for lacking, changed, message in (
+        ("bucket 0 generator", {}, r"damaged, or holds nothing learned \('bucket 0 generator'\)"),
+        ("", {"schema_version": 9}, "was written by a newer Esper, schema 9; this one reads up to"),
+    ):
+        own = {name: array for name, array in arrays.items() if name != lacking}
+        save_file(own, tmp_path / "bad", {"esper": json.dumps(about | changed)})
+        with pytest.raises(InputError, match=message):
+            learner.load(tmp_path / "bad")
+    own = arrays | {".params.kind.bias": np.zeros(3, np.float32)}
+    save_file(own, tmp_path / "bad", {"esper": json.dumps(about)})
+    with pytest.raises(InputError, match=r"bias is float32\[3\], and expected is float32\[5\]"):
+        learner.load(tmp_path / "bad")
     other = dataclasses.replace(
-        first, policy=make_policy(jax.random.key(9), width=8, rounds=1, heads=2)
+        first, policy=make_policy(jax.random.key(9), width=16, rounds=1, heads=2)
     )
     with pytest.raises(InputError, match="holds what another policy has learned: go on with"):
         OnlineLearner(other, SETTINGS).load(tmp_path / "kept")

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from esper.checkpoints import tree_digest
@@ -18,13 +16,12 @@ from esper.errors import InputError
 from esper.tamiyo.learning._experienced import (
     Refusal,
     Shape,
-    blank_transition,
     experienced,
 )
 from esper.tamiyo.learning._online_bucket import Bucket, capacity_of
-from esper.tamiyo.learning._online_file import read_online, write_online
+from esper.tamiyo.learning._online_file import Known, Packed, packed, read_online, write_online
 from esper.tamiyo.learning._online_settings import OnlineSettings
-from esper.tamiyo.learning._online_update import OnlineState, OnlineUpdate, Outcome
+from esper.tamiyo.learning._online_update import OnlineUpdate, Outcome
 from esper.tamiyo.policy import LoadedPolicy, save_policy
 from esper.tamiyo.service import Experience, LearningCounts
 
@@ -130,7 +127,7 @@ class OnlineLearner:
         """
         while self._waiting:
             self._take(self._waiting.popleft())
-        write_online(path, *self._all())
+        write_online(path, packed(self._all()))
 
     def load(self, path: Path) -> None:
         """Go on from what was saved; the policy is exchanged for the one learned until then.
@@ -139,28 +136,9 @@ class OnlineLearner:
             InputError: for a file that is damaged or something else, and one that was begun with
                 another policy or other layers. Nothing is changed then.
         """
-        about, arrays = read_online(path)
-        if about["first"] != self._digest:
-            raise InputError(
-                f"{path} holds what another policy has learned: go on with the policy that it was"
-                " begun with, or begin in another folder"
-            )
-        if about["layers"] != self._settings.layers:
-            raise InputError(
-                f"{path} was learned with layers {about['layers']!r}, and asked for is"
-                f" {self._settings.layers!r}: go on with the same, or begin in another folder"
-            )
-        try:
-            state = _filled(self._state, arrays)
-            buckets = {
-                tuple(own["shape"]): self._restored(row, own, arrays)
-                for row, own in enumerate(about["buckets"])
-            }
-            counts = LearningCounts(**about["counts"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is damaged, or holds nothing learned: {error}") from error
-        self._state, self._buckets, self.counts = state, buckets, counts
-        self._written = counts.updates
+        found = read_online(path, self._digest, self._state, self._settings)
+        self._state, self._buckets, self.counts = found.state, found.buckets, found.counts
+        self._written = self.counts.updates
         self._exchanged(self.policy)
 
     def close(self) -> None:
@@ -261,59 +239,23 @@ class OnlineLearner:
             return
         before, self._writing = self._writing, None
         self._written = self.counts.updates
-        write, everything, policy = _write, self._all(), self.policy
+        # Copies, which the next updates do not change.
+        everything, policy = packed(self._all()), self.policy
         if self._thread is None:
-            write(self._folder, everything, policy)
+            _write(self._folder, everything, policy)
         else:
-            self._writing = self._thread.submit(write, self._folder, everything, policy)
+            self._writing = self._thread.submit(_write, self._folder, everything, policy)
         if before is not None:
             before.result()
 
-    def _all(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        arrays = _named(self._state)
-        buckets: list[dict[str, Any]] = []
-        for row, (shape, bucket) in enumerate(self._buckets.items()):
-            kept = bucket.store.state()
-            for at, column in enumerate(kept["columns"]):
-                arrays[f"bucket {row} column {at}"] = column
-            arrays[f"bucket {row} priorities"] = kept["priorities"]
-            arrays[f"bucket {row} generator"] = kept["generator"]
-            buckets.append(
-                {
-                    "shape": shape,
-                    "columns": len(kept["columns"]),
-                    "added": kept["added"],
-                    "largest": kept["largest"],
-                    "taken": bucket.taken,
-                    "updates": bucket.updates,
-                }
-            )
-        about = {
-            "first": self._digest,
-            "layers": self._settings.layers,
-            "counts": dataclasses.asdict(self.counts),
-            "buckets": buckets,
-        }
-        return about, arrays
-
-    def _restored(self, row: int, own: dict[str, Any], arrays: dict[str, np.ndarray]) -> Bucket:
-        columns = [arrays[f"bucket {row} column {at}"] for at in range(own["columns"])]
-        bucket = Bucket(blank_transition(columns), self._settings, row, len(columns[0]))
-        bucket.store.restore(
-            {
-                "columns": columns,
-                "priorities": arrays[f"bucket {row} priorities"],
-                "generator": arrays[f"bucket {row} generator"],
-                "added": own["added"],
-                "largest": own["largest"],
-            }
-        )
-        bucket.taken, bucket.updates = own["taken"], own["updates"]
-        return bucket
+    def _all(self) -> Known:
+        return Known(
+            self._digest, self._settings.layers, self._state, self._buckets, self.counts
+        )  # fmt: skip
 
 
-def _write(folder: Path, everything: tuple[Any, Any], policy: LoadedPolicy) -> None:
-    write_online(folder / LEARNING, *everything)
+def _write(folder: Path, everything: Packed, policy: LoadedPolicy) -> None:
+    write_online(folder / LEARNING, everything)
     save_policy(folder / POLICY, policy)
 
 
@@ -324,28 +266,3 @@ def _make(folder: Path) -> None:
         raise InputError(
             f"what is learned cannot be kept in {folder}: {error}; name another folder"
         ) from error
-
-
-def _named(state: OnlineState) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def _filled(state: OnlineState, arrays: dict[str, np.ndarray]) -> OnlineState:
-    """A state like this one, of what was saved.
-
-    Raises:
-        KeyError: for a leaf that there is not.
-        ValueError: for one of another shape.
-    """
-
-    def filled(path: Any, leaf: jax.Array) -> jax.Array:
-        found = arrays[jax.tree_util.keystr(path)]
-        if found.shape != leaf.shape or found.dtype != leaf.dtype:
-            raise ValueError(
-                f"{jax.tree_util.keystr(path)} is {found.dtype}{list(found.shape)}, and expected"
-                f" is {leaf.dtype}{list(leaf.shape)}"
-            )
-        return jnp.asarray(found)
-
-    return jax.tree_util.tree_map_with_path(filled, state)
