@@ -253,6 +253,13 @@ def test_it_stays_near_the_policy_that_it_began_with(first):
     assert probability(learner.policy, pays, graph) > probability(first, pays, graph)
 
 
+def test_where_it_may_go_nowhere_it_stays(first):
+    learner = OnlineLearner(first, dataclasses.replace(NEAR, most_kl=0.0))
+    learner.update(played(), 600.0)
+    assert (learner.counts.updates, learner.counts.held_back) == (0, 24)
+    assert same(learner.policy.policy, first.policy)
+
+
 def test_only_heads_learn_so_that_estimates_stay_what_they_were(first):
     learner = OnlineLearner(first, SETTINGS)
     learner.update(played(), 600.0)
