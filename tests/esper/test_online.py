@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
+from esper.cli._app import app
 from esper.errors import InputError
 from esper.execution import count_compilations
 from esper.tamiyo import Action, Decision
@@ -274,11 +276,19 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(first):
     learner = OnlineLearner(first, SETTINGS)
     learner.update(played(4), 600.0)
     own = learner.policy.policy
-    bad = OnlineLearner(first, SETTINGS)
+    bad = OnlineLearner(first, dataclasses.replace(SETTINGS, most_reward=1e38))
     bad.update([came(reward=1e38, after=report(1_000, **OFFERS)) for _ in range(4)], 600.0)
     assert (bad.counts.updates, bad.counts.skipped) == (0, 4)
     assert same(bad.policy.policy, first.policy)
     assert not same(own, first.policy)
+
+
+def test_a_run_that_diverges_counts_no_more_than_the_bound(first):
+    bounded, beyond = (OnlineLearner(first, SETTINGS) for _ in range(2))
+    bounded.update([came(reward=-1.0), *played(7)], 600.0)
+    beyond.update([came(reward=-1e6), *played(7)], 600.0)
+    assert same(bounded.policy.policy, beyond.policy.policy)
+    assert beyond.counts == bounded.counts
 
 
 def test_another_model_of_a_known_bucket_compiles_nothing(first):
@@ -369,6 +379,13 @@ def test_a_folder_holds_a_policy_as_any_other_and_what_it_goes_on_from(first, tm
     # What waited when it was closed was taken in.
     assert again.counts.taken == 25
     assert same(again.policy.policy, learner.policy.policy)
+
+
+def test_what_is_known_of_a_policy_says_that_it_learned_since(tmp_path):
+    card = load_policy().card | {"online": {"updates": 24, "experiences": 1_234}}
+    save_policy(tmp_path / "own", dataclasses.replace(load_policy(), card=card))
+    told = CliRunner().invoke(app, ["tamiyo", "explain", "--policy", str(tmp_path / "own")])
+    assert "since then it learned from 1,234 decisions of a service, in 24 updates" in told.stdout
 
 
 def test_what_it_cannot_go_on_from_is_refused(first, tmp_path):

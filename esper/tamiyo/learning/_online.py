@@ -177,8 +177,10 @@ class OnlineLearner:
                 return
             bucket = Bucket(found.transition, self._settings, len(self._buckets))
             self._buckets[found.shape] = bucket
-        bucket.add(found.transition)
-        self.counts.took(experience.reward)
+        most = self._settings.most_reward
+        reward = np.float32(np.clip(experience.reward, -most, most))
+        bucket.add(found.transition._replace(reward=reward))
+        self.counts.took(float(reward))
 
     def _next(self, seconds: float, tried: int) -> Shape | None:
         """The bucket with most to learn from, of those that there is the time for."""

@@ -26,6 +26,9 @@ class OnlineSettings:
     """Transitions of one bucket from which on it is learned from; from 1."""
     replays: float = 4.0
     """How often each is learned from on average, from 0."""
+    most_reward: float = 1.0
+    """Rewards beyond it on either side count as it, from 0: a run that diverges loses more than
+    any choice can win."""
     temperature: float = 0.1
     """β of `awr_loss`, in units of the reward, from 1e-6."""
     most: float = 20.0
@@ -63,7 +66,7 @@ class OnlineSettings:
     def __post_init__(self) -> None:
         whole = ("batch", "least", "capacity", "buckets", "most_bytes", "waiting",
                  "exchange_every", "save_every")  # fmt: skip
-        positive = ("replays", "value_weight", "rate", "most_gradient", "kl_weight")
+        positive = ("replays", "most_reward", "value_weight", "rate", "most_gradient", "kl_weight")
         require_settings(self, whole, ("discount", "correction"), positive, ("most_kl",))
         require("temperature of learning", self.temperature, 1e-6)
         require("most of learning", self.most, 1.0)

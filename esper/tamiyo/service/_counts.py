@@ -69,7 +69,7 @@ class LearningCounts:
     refused: dict[str, int] = dataclasses.field(default_factory=dict)
     """Experiences that teach nothing, by reason."""
     reward: float = 0.0
-    """Mean of those taken."""
+    """Mean of those taken, as they count."""
     loss: float = 0.0
     """Of the last update."""
     kl: float = 0.0
