@@ -81,8 +81,10 @@ OPTIONS: Mapping[str, Mapping[str, Setting]] = {
     "tamiyo": {
         "bus": _BUS,
         **{name: _plain(f"tamiyo.{name}")
-           for name in ("host", "port", "shadow", "learn", "policy", "safety", "sample",
-                        "capacity")},
+           for name in ("host", "port", "shadow", "learn", "policy", "most_kl", "save_every",
+                        "safety", "sample", "capacity")},
+        # `esper tamiyo train` has a folder of its own.
+        "kept": _plain("tamiyo.folder"),
     },
     "serve": {
         "library": (("library.where",), _folder),

@@ -155,6 +155,13 @@ def _show_card(card: Mapping[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if (online := card.get("online")) is not None:
+        out.print(
+            f"since then it learned from {online['experiences']:,} decisions of a service, in"
+            f" {online['updates']:,} updates; all else here is of the policy before",
+            highlight=False,
+            soft_wrap=True,
+        )
     out.print(_judged(card["judged"]))
 
 

@@ -174,6 +174,12 @@ class TamiyoSettings(Section):
     """Learn from what came of decisions."""
     policy: _Text | None = None
     """The name of a policy's file; by default there are rules."""
+    folder: _Text | None = None
+    """Where what is learned is kept, and goes on from; by default it is gone at the end."""
+    most_kl: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0)] = 0.1
+    """How far learning may lead from the policy's file, in nats."""
+    save_every: Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)] = 500
+    """Updates of the policy after which what is learned is written."""
     safety: _Text | None = None
     """The name of a file of the rules of safety; by default there are none."""
     sample: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, le=1)] = 0.1

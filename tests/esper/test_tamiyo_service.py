@@ -24,6 +24,7 @@ from esper.tamiyo import Action, Decision, Safety
 from esper.tamiyo.graph import KINDS
 from esper.tamiyo.service import (
     HealthCollector,
+    LearningCounts,
     Report,
     RuleAdvisor,
     Tamiyo,
@@ -369,6 +370,7 @@ def test_rules_refuse_values_out_of_range(options):
 class Notes:
     def __init__(self):
         self.updates = []
+        self.counts = LearningCounts()
 
     def update(self, experiences, seconds):
         self.updates.append((experiences, seconds))

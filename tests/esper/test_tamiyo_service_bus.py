@@ -16,6 +16,7 @@ from esper.tamiyo.service import (
     GROUP,
     SHADOW_GROUP,
     HealthCollector,
+    LearningCounts,
     RuleAdvisor,
     Tamiyo,
     TamiyoService,
@@ -316,6 +317,7 @@ def test_a_learner_has_the_time_until_the_next_turn():
     class Times:
         def __init__(self):
             self.seconds = []
+            self.counts = LearningCounts(updates=3, refused={"several": 2}, kl=0.25)
 
         def update(self, experiences, seconds):
             self.seconds.append(seconds)
@@ -327,6 +329,10 @@ def test_a_learner_has_the_time_until_the_next_turn():
     scene.clock.advance(0.01)
     scene.service.decide()
     assert learner.seconds == [pytest.approx(0.04)]
+    text = metrics_text(scene.service).decode()
+    assert 'esper_tamiyo_updates_total{outcome="made"} 3.0' in text
+    assert 'esper_tamiyo_experiences_total{outcome="several"} 2.0' in text
+    assert "esper_tamiyo_learning_kl 0.25" in text
 
 
 def test_turns_keep_their_times_and_what_was_missed_is_not_made_up_for():

@@ -11,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import jax
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
@@ -18,6 +20,15 @@ from typer.testing import CliRunner
 from esper.cli._app import app
 from esper.contracts import OonaMessage, Topic, payload_of
 from esper.oona import SqliteBroker
+from esper.tamiyo.policy import (
+    SUMMARY,
+    Familiar,
+    LoadedPolicy,
+    load_policy,
+    make_effects,
+    make_policy,
+    save_policy,
+)
 from esper.tamiyo.service import GROUP
 from tests.esper.tamiyo_reports import ACTIVE, report, signals
 from tests.esper.test_cli import ENVIRONMENT
@@ -84,6 +95,28 @@ def test_it_decides_says_how_it_is_and_ends_when_it_is_told_to(tmp_path):
         assert "Traceback" not in wrong
 
 
+def test_what_it_learned_is_a_policy_when_it_was_ended(tmp_path):
+    zeros = np.zeros(len(SUMMARY), np.float32)
+    first = LoadedPolicy(
+        policy=make_policy(jax.random.key(0), width=8, rounds=1, heads=2),
+        effects=make_effects(jax.random.key(1), 8, members=2),
+        familiar=Familiar(zeros, zeros + 1.0, np.float32(1.0)),
+        max_epistemic=1.0,
+        min_confidence=0.5,
+        card={},
+    )
+    save_policy(tmp_path / "first", first)
+    with serving(tmp_path, "--learn", "--policy", "first", "--folder", "kept") as (process, said):
+        assert said.startswith("Tamiyo decides, at ")
+        assert 'esper_tamiyo_updates_total{outcome="made"} 0.0' in get(said, "metrics")
+        process.send_signal(signal.SIGTERM)
+        rest, wrong = process.communicate(timeout=60)
+    assert (process.returncode, rest) == (0, "esper: Tamiyo has ended\n"), wrong
+    written = load_policy(tmp_path / "kept" / "policy.safetensors")
+    assert written.card == {"online": {"updates": 0, "experiences": 0}}
+    assert (tmp_path / "kept" / "learning.safetensors").is_file()
+
+
 def test_one_that_is_started_takes_the_place_of_the_one_before(tmp_path):
     with (
         SqliteBroker(tmp_path / "bus.sqlite") as broker,
@@ -114,6 +147,8 @@ def told(*arguments: object, status: int) -> str:
         (["--bus", "sqlite:no-folder/b"], "there is no folder"),
         (["--bus", "sqlite:b", "--learn"], "there is nobody who learns"),
         (["--bus", "sqlite:b", "--learn", "--shadow"], "there is nobody who learns"),
+        (["--bus", "sqlite:b", "--learn"], "rules do not; give --policy FILE"),
+        (["--bus", "sqlite:b", "--folder", "kept"], "--folder keeps what is learned"),
         (["--bus", "sqlite:b", "--policy", "no.policy"], "there is no policy no.policy"),
         (["--bus", "sqlite:b", "--sample", "2"], "--sample"),
         (["--bus", "sqlite:b", "--port", "99999"], "--port"),

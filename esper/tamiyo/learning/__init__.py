@@ -2,6 +2,7 @@
 
 from esper.tamiyo.learning._choices import CHOICES, choice_kl
 from esper.tamiyo.learning._distribution import Distribution
+from esper.tamiyo.learning._experienced import Refusal
 from esper.tamiyo.learning._fit import (
     CloneSettings,
     Fitted,
@@ -28,6 +29,8 @@ from esper.tamiyo.learning._measured_effects import (
     measure_effects,
 )
 from esper.tamiyo.learning._offline import OfflineTerms, Recorded, awr_loss, clone_loss
+from esper.tamiyo.learning._online import LEARNING, POLICY, OnlineLearner
+from esper.tamiyo.learning._online_settings import OnlineSettings
 from esper.tamiyo.learning._recipe import Judged, Recipe, judge, make, quick_recipe
 from esper.tamiyo.learning._replay import Drawn, ReplayStore, Transition
 from esper.tamiyo.learning._rollout import (
@@ -44,6 +47,8 @@ from esper.tamiyo.learning._verdict import Diagnosis, Health, verdict
 
 __all__ = [
     "CHOICES",
+    "LEARNING",
+    "POLICY",
     "Advantages",
     "Batch",
     "CloneSettings",
@@ -63,9 +68,12 @@ __all__ = [
     "LossTerms",
     "OfflineSettings",
     "OfflineTerms",
+    "OnlineLearner",
+    "OnlineSettings",
     "Policy",
     "Recipe",
     "Recorded",
+    "Refusal",
     "ReplayStore",
     "StepLike",
     "Steps",

@@ -15,7 +15,13 @@ from esper.tamiyo._check import require
 from esper.tamiyo.learning._choices import CHOICES
 from esper.tamiyo.learning._distribution import Distribution
 from esper.tamiyo.learning._losses import Policy
-from esper.tamiyo.learning._offline import OfflineTerms, Recorded, awr_loss, clone_loss
+from esper.tamiyo.learning._offline import (
+    OfflineTerms,
+    Recorded,
+    awr_loss,
+    clone_loss,
+    with_returns,
+)
 from esper.tamiyo.learning._replay import ReplayStore, Transition
 from esper.tamiyo.learning._settings import require_settings
 
@@ -166,7 +172,7 @@ def fine_tune_offline(
     def loss(policy: Policy, kept: Any, weights: jax.Array) -> tuple[jax.Array, OfflineTerms]:
         return awr_loss(
             policy,
-            _with_returns(policy, kept, settings.discount),
+            with_returns(policy, kept, settings.discount),
             distribution,
             temperature=settings.temperature,
             most=settings.most,
@@ -194,16 +200,6 @@ def fine_tune_offline(
     return Fitted(
         fit.policy(carry), np.array(losses, np.float32), np.array(likelihoods, np.float32)
     )
-
-
-def _with_returns(policy: Policy, kept: Any, discount: float) -> Recorded:
-    if isinstance(kept, Recorded):
-        return kept
-    after = jax.vmap(policy)(kept.next_graph)[1]
-    # Not even 0 times the value where nothing follows: that may be anything.
-    after = jnp.where(kept.done, 0.0, after)
-    returns = jax.lax.stop_gradient(kept.reward + discount * after)
-    return Recorded(kept.graph, kept.choice, returns)
 
 
 class _Fit:

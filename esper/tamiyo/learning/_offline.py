@@ -80,6 +80,24 @@ def awr_loss(
     return _loss(policy, recorded, distribution, (temperature, most), value_weight, weights)
 
 
+def with_returns(policy: Policy, kept: Any, discount: float) -> Recorded:
+    """What was kept, with what followed.
+
+    Args:
+        policy: whose values are read.
+        kept: `Recorded`, which has its returns, or a `Transition`, of which the return is
+            estimated as r + γ V(after), and as r where nothing follows.
+        discount: γ, from 0 to 1.
+    """
+    if isinstance(kept, Recorded):
+        return kept
+    after = jax.vmap(policy)(kept.next_graph)[1]
+    # Not even 0 times the value where nothing follows: that may be anything.
+    after = jnp.where(kept.done, 0.0, after)
+    returns = jax.lax.stop_gradient(kept.reward + discount * after)
+    return Recorded(kept.graph, kept.choice, returns)
+
+
 def _loss(
     policy: Policy,
     recorded: Recorded,

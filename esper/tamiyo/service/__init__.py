@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from esper.tamiyo._telling import report_of
 from esper.tamiyo.service._advisor import Advisor, News
 from esper.tamiyo.service._collector import HealthCollector, Outcomes
-from esper.tamiyo.service._counts import Counts
+from esper.tamiyo.service._counts import Counts, LearningCounts
 from esper.tamiyo.service._experience import Experience, Learner, measured_reward, was_done
 from esper.tamiyo.service._heap import frozen_heap
 from esper.tamiyo.service._loop import GROUP, SHADOW_GROUP, TamiyoService, Traffic
@@ -36,6 +36,7 @@ __all__ = [
     "Experience",
     "HealthCollector",
     "Learner",
+    "LearningCounts",
     "News",
     "Outcomes",
     "PolicyAdvisor",

@@ -1,4 +1,4 @@
-"""What Tamiyo has done, counted."""
+"""What Tamiyo has done, and what who learns has, counted."""
 
 import dataclasses
 
@@ -50,3 +50,36 @@ class Counts:
         """A call raised."""
         self.failures[who] = self.failures.get(who, 0) + 1
         self.last_error = f"{who}: {type(error).__name__}: {error}"
+
+
+@dataclasses.dataclass
+class LearningCounts:
+    """What a learner has done since it began, over all that it went on from."""
+
+    updates: int = 0
+    """That changed the policy."""
+    skipped: int = 0
+    """That would have, had their gradient been finite."""
+    held_back: int = 0
+    """That would have, had they not led too far from the policy that it began with."""
+    put_off: int = 0
+    """Times that there was something to learn, and too little time for an update."""
+    taken: int = 0
+    """Experiences that are learned from."""
+    refused: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Experiences that teach nothing, by reason."""
+    reward: float = 0.0
+    """Mean of those taken, as they count."""
+    loss: float = 0.0
+    """Of the last update."""
+    kl: float = 0.0
+    """From the policy that it began with, in nats: the mean over what the last update saw."""
+
+    def took(self, reward: float) -> None:
+        """An experience is learned from."""
+        self.taken += 1
+        self.reward += (reward - self.reward) / self.taken
+
+    def refuse(self, reason: str) -> None:
+        """An experience teaches nothing."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1

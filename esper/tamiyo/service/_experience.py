@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from esper.tamiyo._controller import Action, Decision
+from esper.tamiyo.service._counts import LearningCounts
 from esper.tamiyo.service._report import Report
 from esper_functional import SeedLifecycleState
 
@@ -33,6 +34,11 @@ class Experience(NamedTuple):
 
 class Learner(Protocol):
     """Learns from experiences; it has a store of its own, and changes the advisor's policy."""
+
+    @property
+    def counts(self) -> LearningCounts:
+        """What it has done so far; read by another thread for metrics."""
+        ...
 
     def update(self, experiences: Sequence[Experience], seconds: float) -> None:
         """Take in what is new, and learn for no longer than so many seconds.

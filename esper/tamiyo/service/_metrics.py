@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from esper.tamiyo.service._counts import LearningCounts
 from esper.tamiyo.service._loop import TamiyoService
 
 _QUANTILES = (0.5, 0.95, 1.0)
@@ -38,6 +39,8 @@ class ServiceCollector:
         yield _counts("events", "What else there was.", "kind", others)
         failures = "Calls that raised."
         yield _counts("failures", failures, "who", dict(counts.failures))
+        if tamiyo.learner is not None:
+            yield from _learning(tamiyo.learner.counts)
         seconds = GaugeMetricFamily(
             "esper_tamiyo_tick_seconds", "Durations of the last turns.", labels=["tick", "quantile"]
         )
@@ -67,6 +70,22 @@ class ServiceCollector:
     def describe(self) -> tuple[()]:
         """Nothing, so that registering does not collect."""
         return ()
+
+
+def _learning(counts: LearningCounts) -> Iterator[Metric]:
+    """What the learner has done."""
+    made = {"made": counts.updates, "skipped": counts.skipped, "held_back": counts.held_back,
+            "put_off": counts.put_off}  # fmt: skip
+    yield _counts("updates", "Updates of the policy, by what became of them.", "outcome", made)
+    outcomes = {"taken": counts.taken} | dict(counts.refused)
+    told = "Experiences, by what became of them: taken, or why they teach nothing."
+    yield _counts("experiences", told, "outcome", outcomes)
+    for name, what, value in (
+        ("reward", "Mean reward of the experiences taken.", counts.reward),
+        ("loss", "Loss of the last update.", counts.loss),
+        ("kl", "Divergence from the policy that it began with, in nats.", counts.kl),
+    ):
+        yield GaugeMetricFamily(f"esper_tamiyo_learning_{name}", what, value=value)
 
 
 def _counts(name: str, told: str, label: str, values: Mapping[str, int]) -> Metric:

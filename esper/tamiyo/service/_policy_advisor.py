@@ -47,6 +47,13 @@ class PolicyAdvisor:
         self._thread = ThreadPoolExecutor(1, "esper-compile") if compile_aside else None
         self._programs: dict[Any, Future[None]] = {}
 
+    def exchange(self, policy: LoadedPolicy) -> None:
+        """Ask this policy from the next advice on.
+
+        Weights are arguments of all programs, so one of the same structure compiles nothing.
+        """
+        self.policy = policy
+
     def advise(self, news: Sequence[News]) -> list[list[Decision] | None]:
         """See `Advisor.advise`.
 

@@ -146,6 +146,11 @@ class Tamiyo:
         """Whether somebody learns."""
         return self._learner is not None
 
+    @property
+    def learner(self) -> Learner | None:
+        """Who learns."""
+        return self._learner
+
     def collect(self, model: str, signals: HealthSignalBatch | HealthSignal) -> None:
         """Take in health of a model, in the order in which it was measured.
 
