@@ -19,9 +19,14 @@ from esper.tamiyo import make_controller
 from esper.tamiyo.gym import HELD_OUT, OFFERS, Environment
 from esper.tamiyo.gym._advised import advised
 from esper.tamiyo.gym._controlled import Choosing, Controlled, play, waiting
-from esper.tamiyo.learning._measured_effects import Known, learn_effects, measure_effects
+from esper.tamiyo.learning._measured_effects import (
+    Decisions,
+    Known,
+    learn_effects,
+    measure_effects,
+)
 from esper.tamiyo.learning._settings import LearningSettings
-from esper.tamiyo.learning._train import train
+from esper.tamiyo.learning._train import Learnt, train
 from esper.tamiyo.policy import LoadedPolicy, Method, Policy, make_policy
 
 RIVALS = ("heuristic", "bandit", "random", "fixed", "never-grow")
@@ -70,8 +75,10 @@ class Recipe:
     """Along which effects are measured, from 2."""
     effect_boundaries: tuple[int, ...] = (0, 2, 4, 6, 8, 10, 12, 14, 16, 18)
     """At which."""
-    min_confidence: float = 0.5
-    """Below it, the policy waits, in [0, 1]."""
+    min_confidence: float = 0.25
+    """Below it, the policy waits, in [0, 1]. Effects are skewed: a graft that failed is taken out
+    again and cost little, and one that did not brings much, so that one which is more likely
+    not good may well be worth it."""
     evaluated: int = 32
     """Episodes of each family on which it is judged, from 2."""
 
@@ -145,8 +152,15 @@ def make(
     known = learn_effects(learnt.policy, decisions, keys[3], method=recipe.method)
     loaded = loaded_policy(learnt.policy, known, recipe.min_confidence)
     judged = judge(recipe.environment, loaded, keys[4], recipe.evaluated)
+    return dataclasses.replace(loaded, card=_card(recipe, learnt, decisions, known, judged))
+
+
+def _card(
+    recipe: Recipe, learnt: Learnt, decisions: Decisions, known: Known, judged: list[Judged]
+) -> dict[str, Any]:
+    """What was found, as a policy's file says it."""
     last = learnt.metrics[-_LAST:]
-    card = {
+    return {
         "recipe": _plain(recipe),
         "training": {
             "return": _mean(row["return"] for row in last),
@@ -167,7 +181,6 @@ def make(
         },
         "judged": [row._asdict() for row in judged],
     }
-    return dataclasses.replace(loaded, card=card)
 
 
 def loaded_policy(policy: Policy, known: Known, min_confidence: float) -> LoadedPolicy:
