@@ -26,7 +26,7 @@ TRAINING = "training"
 class Settings:
     """The recipe, and how long it is judged."""
 
-    seeds: int = 16
+    seeds: int = 32
     """Episodes of each family and arm."""
     quick: bool = False
 
@@ -38,8 +38,11 @@ def measure(settings: Settings, out: Path) -> Found:
     loaded = make(recipe, out / TRAINING, told=_told)
     save_policy(out / POLICY, loaded)
     lines = (out / TRAINING / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    card = loaded.card
+    return found_of(loaded.card, [json.loads(line) for line in lines])
+
+
+def found_of(card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Found:
+    """What a policy's card and the rows of its training say."""
     training, effects = card["training"], card["effects"]
     note = (
         f"After {training['steps']:,} steps of the gym the critic explains"
