@@ -131,9 +131,17 @@ def _train_told(runs: list[tuple[Path, Any]], place: Path, bus: _Told, *, resumi
         _train(runs, place, None, bus.capacity, resuming=resuming)
         return
     from esper.oona import open_broker
+    from esper.tamiyo._asking import check_service_bus
 
+    if any(config.controller == "service" and not _has_bus(config) for _, config in runs):
+        check_service_bus(bus.url)
     with open_broker(bus.url) as broker:
         _train(runs, place, broker, bus.capacity, resuming=resuming)
+
+
+def _has_bus(config: Any) -> bool:
+    """Whether a run asks its service on a bus of its own."""
+    return config.service is not None and config.service.bus is not None
 
 
 def _train(

@@ -39,8 +39,8 @@ class ServiceController:
         bus: where the service hears; its address, which is opened at the first boundary; or None
             to ask nobody, where all that is to be done was recorded.
         name: of the run, by which the service knows it, in 1 to 200 letters.
-        wait_seconds: how long a boundary waits for the answer to its own report, from 0. A service
-            that has nothing to ask for does not answer.
+        wait_seconds: how long a boundary waits for the answer to its own report at most, from 0. A
+            service in shadow does not answer.
         bound_seconds: how long a boundary waits for the bus, from 0.
         offset: where to begin among kernels of one description, from 0, so that runs of other
             seeds meet other ones.
@@ -69,7 +69,11 @@ class ServiceController:
         self._wait = wait_seconds
         self._line: Correspondence | None = None
         if bus is not None:
-            own = functools.partial(open_broker, _checked(bus)) if isinstance(bus, str) else bus
+            own = (
+                functools.partial(open_broker, check_service_bus(bus))
+                if isinstance(bus, str)
+                else bus
+            )
             self._line = Correspondence(own, name=name, bound_seconds=bound_seconds)
         self._recorder = ReadingsRecorder(offset=offset)
         self._reports: deque[str] = deque(maxlen=_MOST_REPORTS)
@@ -198,7 +202,12 @@ def health_of(observation: Observation) -> HealthSignalBatch | None:
     )
 
 
-def _checked(url: str) -> str:
+def check_service_bus(url: str) -> str:
+    """The address of a bus on which a service can be asked.
+
+    Raises:
+        InputError: for one that names no bus, or one within this process.
+    """
     check_bus_url(url)
     if url.startswith("memory:"):
         raise InputError(

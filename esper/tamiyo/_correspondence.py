@@ -143,7 +143,11 @@ class Correspondence:
         while not answered:
             found = self._receive(self._consumer, max(0.0, left))
             left = until - time.monotonic()
-            answered = left <= 0.0 or any(message.trace_id == answer_to for message in found)
+            # What a service in shadow says of it is no answer: the one that decides may follow.
+            answered = left <= 0.0 or any(
+                message.trace_id == answer_to and message.topic is Topic.DECISION
+                for message in found
+            )
 
     def _receive(self, consumer: Consumer, wait: float) -> list[OonaMessage]:
         """Everything that came, whoever it is for; what is for this name is kept."""

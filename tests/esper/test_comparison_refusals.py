@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from esper.errors import EsperError, InputError
-from esper.tolaria.comparison import VerdictRefused, Word, judge
+from esper.tolaria.comparison import Curve, VerdictRefused, Word, judge
 from tests.esper.comparison_outcomes import CONTROLS, design, outcome, outcomes, typical
 
 # What is refused
@@ -111,7 +111,24 @@ def test_equal_flops_are_equal_within_two_per_cent(factor, refused):
     assert verdict.refused == refused
     if refused:
         (reason,) = verdict.refusals
-        assert "FLOPs of 'fixed' within 2 % of those of 'heuristic', got 10 of 10 runs" in reason
+        assert (
+            "FLOPs of 'fixed' within 2 % or one step of those of 'heuristic', got 10 of 10 runs"
+            in reason
+        )
+
+
+@pytest.mark.parametrize(("missing", "refused"), [(49e3, False), (51e3, True)])
+def test_equal_flops_are_equal_within_a_step_too(missing, refused):
+    # 20 steps of 50,000 each: one is 5 %, and a run cannot take half of it.
+    spent = 1e6 - missing
+    runs = everything(
+        "fixed", training_flops=spent, steps=19, planned_steps=20,
+        curve=Curve(
+            steps=(0, 10, 19), flops=(0.0, spent - 9 * 50e3, spent),
+            test_accuracy=(0.1, 0.5, 0.5), test_loss=(1.0, 0.5, 0.5),
+        ),
+    )(typical(budget="flops"))  # fmt: skip
+    assert judge(design(budget="flops"), runs).refused == refused
 
 
 def test_under_equal_flops_steps_may_differ_and_flops_must_be_counted():

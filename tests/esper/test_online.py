@@ -373,6 +373,8 @@ def test_a_folder_holds_a_policy_as_any_other_and_what_it_goes_on_from(first, tm
     written = load_policy(folder / POLICY)
     assert same(written.policy, learner.policy.policy)
     assert written.card["online"] == {"updates": 24, "experiences": 24}
+    with pytest.raises(InputError, match=f"in {folder}: another service that learns .* stop it"):
+        OnlineLearner(first, settings, folder=folder)
     learner.update(played(1), 0.0)
     learner.close()
     again = OnlineLearner(first, settings, folder=folder)

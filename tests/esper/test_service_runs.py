@@ -162,6 +162,18 @@ class Down(MemoryBroker):
         raise EsperError("it is down")
 
 
+def test_a_boundary_waits_for_the_answer_which_may_be_that_nothing_is_to_be_done(
+    asked, never, tmp_path
+):
+    """Were it not answered, each boundary would take a quarter of an hour."""
+    bus = Prompt().answered_by(Tamiyo(Scripted(lambda news: ())))
+    run = tmp_path / "run"
+    start_run(run, asked(controller="service", service={"wait_seconds": 900.0}), broker=bus)
+    assert measured(run) == never
+    assert notes(run) == []
+    assert bus.service.traffic.published == 3
+
+
 @pytest.mark.parametrize("broker", [MemoryBroker, Down])
 def test_a_run_that_nobody_answers_is_one_that_never_grows(asked, never, tmp_path, broker):
     run = tmp_path / "run"
@@ -185,6 +197,20 @@ def test_a_bus_that_is_none_is_said_before_anything_is_written(asked, tmp_path, 
     with pytest.raises(InputError, match=match):
         start_run(tmp_path / "run", asked(controller="service", service=service))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_the_command_line_asks_nobody_in_its_own_memory(tmp_path):
+    run = tmp_path / "run"
+    told = CliRunner().invoke(
+        app,
+        [
+            "grow", "--task", "xor-4", "--controller", "service", "--bus", "memory:",
+            "--out", str(run),
+        ],
+    )  # fmt: skip
+    assert told.exit_code == 2
+    assert "a bus in memory is in one process, where no service hears it" in told.stderr
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(

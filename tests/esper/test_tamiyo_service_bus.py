@@ -6,7 +6,14 @@ import math
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from esper.contracts import AdaptationDecision, HealthSignalBatch, OonaMessage, Topic, payload_of
+from esper.contracts import (
+    AdaptationDecision,
+    AdaptationDecisionBatch,
+    HealthSignalBatch,
+    OonaMessage,
+    Topic,
+    payload_of,
+)
 from esper.errors import InputError, LeaseLostError, ServiceUnavailableError
 from esper.oona import MemoryBroker
 from esper.oona._memory import MemoryBroker as Stored
@@ -102,6 +109,33 @@ def test_a_decision_names_its_model_and_the_report_that_it_is_about(scene):
     assert "failed 4 times in a row" in decision.reason
     assert scene.settled()
     assert scene.turn() == []
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_each_report_is_answered_by_one_message(asked):
+    class Advisor:
+        def advise(self, news):
+            own = [Decision(Action.UNLOAD, 1, seed, "it is bad") for seed in range(asked)]
+            return [own if each.fresh else () for each in news]
+
+    scene = Scene(advisor=Advisor())
+    own = reported()
+    scene.broker.publish([own])
+    (message,) = scene.turn()
+    assert message.trace_id == own.message_id
+    payload = payload_of(message)
+    items = payload.items() if isinstance(payload, AdaptationDecisionBatch) else [payload]
+    assert [item.seed for item in items] == list(range(asked))
+    # Health that must pass is looked at once more, and there is nothing new to say.
+    scene.broker.publish([ill()])
+    assert scene.turn() == []
+
+
+def test_in_shadow_a_report_is_not_answered_where_nothing_is_asked_for():
+    scene = Scene(shadow=True)
+    scene.broker.publish([reported()])
+    assert scene.turn() == []
+    assert scene.settled(SHADOW_GROUP)
 
 
 def test_models_are_told_apart_by_key_or_else_by_sender(scene):

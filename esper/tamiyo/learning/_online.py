@@ -1,6 +1,8 @@
 """A policy that learns while it decides, from what came of what it decided."""
 
 import dataclasses
+import fcntl
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -54,7 +56,7 @@ class OnlineLearner:
 
     Raises:
         InputError: where the folder's file is damaged, or was begun with another policy or with
-            other layers; where the folder is none.
+            other layers; where the folder is none, or another learner keeps its own there.
     """
 
     def __init__(
@@ -83,8 +85,9 @@ class OnlineLearner:
         self._writing: Future[None] | None = None
         self._written = 0
         """Updates that were made when it was last written."""
+        self._lock: int | None = None
         if folder is not None:
-            _make(folder)
+            self._lock = _made_own(folder)
             if (folder / LEARNING).exists():
                 self.load(folder / LEARNING)
 
@@ -155,6 +158,9 @@ class OnlineLearner:
         if self._folder is not None:
             self.save(self._folder / LEARNING)
             save_policy(self._folder / POLICY, self.policy)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _wait(self, experiences: Sequence[Experience]) -> None:
         self._waiting.extend(experiences)
@@ -261,10 +267,21 @@ def _write(folder: Path, everything: Packed, policy: LoadedPolicy) -> None:
     save_policy(folder / POLICY, policy)
 
 
-def _make(folder: Path) -> None:
+def _made_own(folder: Path) -> int:
+    """A folder that no other learner writes to while the descriptor is open."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise InputError(
             f"what is learned cannot be kept in {folder}: {error}; name another folder"
         ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise InputError(
+            f"what is learned cannot be kept in {folder}: another service that learns keeps its own"
+            " there; stop it first, or name another folder"
+        ) from error
+    return descriptor

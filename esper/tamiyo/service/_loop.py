@@ -11,6 +11,7 @@ from typing import Any
 
 from esper.contracts import (
     AdaptationDecision,
+    AdaptationDecisionBatch,
     HealthSignal,
     HealthSignalBatch,
     ModelReport,
@@ -56,7 +57,7 @@ class Traffic:
     """Of more models than are looked after, or without a name of one; the same."""
     published: int = 0
     unsent: int = 0
-    """Decisions that were let go of because the bus was away for too long."""
+    """Messages that were let go of because the bus was away for too long."""
     unwritable: int = 0
     """Decisions that are no message, because of what the advisor put into them."""
     taken_over: int = 0
@@ -71,7 +72,9 @@ class TamiyoService:
     Messages are settled once what they led to was decided and told, so that a service that is
     killed hears them again: each signal is looked at at least once. Decisions are published on
     `Topic.DECISION`, or in shadow on `Topic.ADVICE`, with the model's name for a key and the id of
-    its report for a `trace_id`. While the bus is away, the loop goes on and tries again.
+    its report for a `trace_id`. Each report is answered by one message, if only by a batch of no
+    decisions, but in shadow; what health that must pass asks for later is told by more. While the
+    bus is away, the loop goes on and tries again.
 
     There is one service of a group at a time: one that is started takes the place of the one
     before, whose `run` then raises.
@@ -247,25 +250,35 @@ class TamiyoService:
         self._useless.append((delivery, reason_text(str(error))))
 
     def _tell(self, advice: Advice) -> None:
+        """All that is said of a report in one message, so that who waits for it has it whole."""
+        items: list[AdaptationDecision] = []
         for decision in advice.decisions:
             try:
-                payload = AdaptationDecision(step=advice.step, **_fields(decision))
-                message = OonaMessage(
-                    topic=self._topic,
-                    key=advice.model,
-                    sender_id="tamiyo",
-                    trace_id=advice.trace_id,
-                    payload=payload.model_dump(mode="json"),
-                )
-                message.to_bytes()
+                item = AdaptationDecision(step=advice.step, **_fields(decision))
+                self._message(advice, item).to_bytes()
             except (ValueError, InputError) as error:
                 self.traffic.unwritable += 1
                 _log.warning("a decision cannot be told: %s", error, extra={"model": advice.model})
                 continue
-            self._unsent.append(message)
+            items.append(item)
+        if not items and (advice.shadow or not advice.answers):
+            return
+        payload = items[0] if len(items) == 1 else AdaptationDecisionBatch.of(items)
+        self._unsent.append(self._message(advice, payload))
         while len(self._unsent) > _MOST_UNSENT:
             self._unsent.popleft()
             self.traffic.unsent += 1
+
+    def _message(
+        self, advice: Advice, payload: AdaptationDecision | AdaptationDecisionBatch
+    ) -> OonaMessage:
+        return OonaMessage(
+            topic=self._topic,
+            key=advice.model,
+            sender_id="tamiyo",
+            trace_id=advice.trace_id,
+            payload=payload.model_dump(mode="json"),
+        )
 
     def _send(self) -> None:
         """Publish what was decided; then what led to it is settled."""

@@ -39,6 +39,8 @@ class Advice:
     """To be looked at, and acted upon by nobody."""
     trace_id: str
     """Of the report that it is about, where it was given one."""
+    answers: bool = True
+    """Whether it is the first that is said of that report."""
 
 
 class _Model:
@@ -273,7 +275,8 @@ class Tamiyo:
                 wanted.append(decision)
         allowed, vetoes = list[Decision](), list[Veto]()
         # The guard sees each boundary, also where nothing is asked for.
-        if wanted or model.fresh:
+        answers = model.fresh
+        if wanted or answers:
             allowed, vetoes = model.guard.review(news.observation, wanted)
         for decision in allowed:
             model.asked[decision.layer, decision.seed] = decision
@@ -288,6 +291,7 @@ class Tamiyo:
             tuple(vetoes),
             self._shadow,
             model.trace_id,
+            answers,
         )
 
     def _learn_from(self, name: str, model: _Model, after: Report) -> None:

@@ -15,7 +15,7 @@ def assumptions(design: Design) -> Iterator[str]:
     same = {
         "steps": "the same number of optimiser steps",
         "flops": "the treatment's training FLOPs, which are counted and not timed, within"
-        f" {part_text(FLOPS_TOLERANCE)}",
+        f" {part_text(FLOPS_TOLERANCE)} or one step",
     }[design.budget]
     yield f"Every run of a control had {same}."
     if design.task_by_seed:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from esper.tolaria.comparison._design import Design
 from esper.tolaria.comparison._numbers import part_text
@@ -10,7 +11,8 @@ from esper.tolaria.comparison._outcome import Outcome
 from esper.tolaria.comparison._sign_flip import fewest_pairs
 
 FLOPS_TOLERANCE = 0.02
-"""Relative difference of training FLOPs up to which a control's budget equals its treatment's."""
+"""Relative difference of training FLOPs up to which a control's budget equals its treatment's. Less
+than a step of the control is equal too: of a short run, one may be more than that."""
 
 
 def refusals(design: Design, outcomes: Sequence[Outcome]) -> list[str]:
@@ -190,16 +192,33 @@ def _flops(design: Design, outcomes: Sequence[Outcome]) -> Iterator[str]:
             for outcome in outcomes
             if outcome.arm == control and outcome.seed in wanted
         ]
-        far = [(ratio, outcome) for ratio, outcome in apart if not ratio <= FLOPS_TOLERANCE]
+        far = [
+            (ratio, outcome)
+            for ratio, outcome in apart
+            if not ratio <= FLOPS_TOLERANCE
+            and not ratio * wanted[outcome.seed] <= _step_flops(outcome)
+        ]
         if far:
             _, worst = max(far, key=lambda item: (item[0], item[1].seed))
             yield (
                 f"the arms do not match: expected the training FLOPs of {control!r} within"
-                f" {part_text(FLOPS_TOLERANCE)} of those of {design.treatment!r}, got {len(far)}"
-                f" of {len(apart)} runs further away (seed {worst.seed}:"
+                f" {part_text(FLOPS_TOLERANCE)} or one step of those of {design.treatment!r}, got"
+                f" {len(far)} of {len(apart)} runs further away (seed {worst.seed}:"
                 f" {worst.training_flops:.6g} beside {wanted[worst.seed]:.6g}); give them other"
                 " steps"
             )
+
+
+def _step_flops(outcome: Outcome) -> float:
+    """Of the dearest step that a run took, by the means between its measurements; 0 if unknown."""
+    curve = outcome.curve
+    points = [(s, f) for s, f in zip(curve.steps, curve.flops, strict=True) if f is not None]
+    slopes = [
+        (flops - before) / (step - first)
+        for (first, before), (step, flops) in pairwise(points)
+        if step > first
+    ]
+    return max((own for own in slopes if math.isfinite(own)), default=0.0)
 
 
 def _apart(got: float, wanted: float) -> float:
