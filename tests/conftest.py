@@ -17,6 +17,14 @@ from hypothesis import HealthCheck, settings
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What commands print is asked for: it must not depend on the window, or the wish for colours, of
+# whoever runs the tests. Consoles look when they are imported, which is after this.
+for _name in (
+    *("COLUMNS", "LINES", "TERMINAL_WIDTH", "TTY_COMPATIBLE", "TTY_INTERACTIVE"),
+    *("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"),
+):
+    os.environ.pop(_name, None)
+
 # Verdicts on kernels are remembered here, and not in the home of whoever runs the tests.
 _CACHE = os.environ.setdefault("ESPER_CACHE_DIR", tempfile.mkdtemp(prefix="esper-tests-"))
 if _CACHE.startswith(tempfile.gettempdir()):
