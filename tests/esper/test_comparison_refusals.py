@@ -119,12 +119,13 @@ def test_equal_flops_are_equal_within_two_per_cent(factor, refused):
 
 @pytest.mark.parametrize(("missing", "refused"), [(49e3, False), (51e3, True)])
 def test_equal_flops_are_equal_within_a_step_too(missing, refused):
-    # 20 steps of 50,000 each: one is 5 %, and a run cannot take half of it.
+    # Cheap steps, and after a graft at step 400 one more of them, and then eight of 50,000: one is
+    # 5 %, and a run cannot take half of it.
     spent = 1e6 - missing
     runs = everything(
-        "fixed", training_flops=spent, steps=19, planned_steps=20,
+        "fixed", training_flops=spent, steps=409, planned_steps=500,
         curve=Curve(
-            steps=(0, 10, 19), flops=(0.0, spent - 9 * 50e3, spent),
+            steps=(0, 400, 409), flops=(0.0, spent - 1e3 - 8 * 50e3, spent),
             test_accuracy=(0.1, 0.5, 0.5), test_loss=(1.0, 0.5, 0.5),
         ),
     )(typical(budget="flops"))  # fmt: skip

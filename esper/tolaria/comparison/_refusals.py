@@ -210,11 +210,15 @@ def _flops(design: Design, outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def _step_flops(outcome: Outcome) -> float:
-    """Of the dearest step that a run took, by the means between its measurements; 0 if unknown."""
+    """Of the dearest step that a run took, by the means between its measurements; 0 if unknown.
+
+    What is grafted at a measurement runs from the second step after it, so that the first one is
+    not counted.
+    """
     curve = outcome.curve
     points = [(s, f) for s, f in zip(curve.steps, curve.flops, strict=True) if f is not None]
     slopes = [
-        (flops - before) / (step - first)
+        (flops - before) / max(1, step - first - 1)
         for (first, before), (step, flops) in pairwise(points)
         if step > first
     ]
