@@ -19,7 +19,8 @@ EXACT = (
     *(
         f"--deselect=tests/esper/test_steps_at_once.py::test_the_steps_are_the_same[{task}-{how}]"
         for task in ("dropped", "grammar", "normed", "shapes")
-        for how in ("adam", "sgd")
+        for how in ("adam", "adamw", "sgd")
+        if (task, how) != ("normed", "adamw")
     ),
 )
 
