@@ -94,13 +94,20 @@ def explain(
         from esper.tolaria._ledger import read_ledger
 
         folder = open_run(run)
-        decided = decisions_of(entry.data for entry in read_ledger(folder.ledger, folder.genesis))
-        if not decided:
+        entries = [entry.data for entry in read_ledger(folder.ledger, folder.genesis)]
+        decided = decisions_of(entries)
+        notes = [entry for entry in entries if entry["kind"] == "note"]
+        if not decided and not notes and folder.config.controller != "learned":
             raise InputError(
                 f"in the run {run} nothing was decided of which an effect was expected: expected"
                 " one that was begun with --controller learned"
             )
-        out.print(_decided(decided))
+        if decided:
+            out.print(_decided(decided))
+        if notes:
+            out.print(_noted(notes))
+        if not decided and not notes:
+            out.print("it waited at every boundary: nothing else was likelier to it")
 
 
 def _imported() -> Any:
@@ -191,6 +198,15 @@ def _decided(decided: Iterable[Any]) -> Table:
             ", ".join(name for name, _ in entry["features"]),
             _text(worth),
         )
+    return table
+
+
+def _noted(notes: Iterable[Mapping[str, Any]]) -> Table:
+    table = Table(title="What was noted, such as why it waited")
+    table.add_column("step")
+    table.add_column("note")
+    for entry in notes:
+        table.add_row(str(entry["step"]), str(entry["reason"]))
     return table
 
 

@@ -1,5 +1,7 @@
 """A policy file decides in real runs: what it is shown is measured, and the same when resumed."""
 
+import re
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -12,11 +14,12 @@ from esper.tolaria import Hooks, decisions_of, make_config, replay_run, resume_r
 from esper.urza import Library
 from tests.esper.advisors import small_advisor
 from tests.esper.runs import EVENTFUL, config, entries
+from tests.esper.test_cli import esper_here
 
 
-def save_small_policy(path):
-    """One that grafts where it can, and has seen no network late in its run."""
-    policy = small_advisor({"graft": 1.5, "unload": 1.0}).policy
+def save_small_policy(path, leanings):
+    """One that has seen no network late in its run."""
+    policy = small_advisor(leanings).policy
     own = np.where([name == "progress" for name in SUMMARY], 1.0, 1e6).astype(np.float32)
     save_policy(
         path,
@@ -38,7 +41,7 @@ def asked(tmp_path, artifact):
     library = Library(tmp_path / "library")
     library.put(artifact)
     library.close()
-    save_small_policy(tmp_path / "small.policy")
+    save_small_policy(tmp_path / "small.policy", {"graft": 1.5, "unload": 1.0})
     values = {
         **EVENTFUL, "controller": "learned", "policy": tmp_path / "small.policy", "safety": {},
         "steps": 120, "grow_at": ["layers.0"], "initialisation": "as_compiled", "variants": 1,
@@ -64,6 +67,9 @@ def test_a_policy_decides_in_a_run_and_goes_on_where_it_stopped(asked, tmp_path)
     assert "its progress is 1.04 times as far off as anything that was" in explain_entry(notes[0])
     assert describe_entry(notes[0]) == "the controller notes"
     assert replay_run(tmp_path / "whole").lines == len(found)
+    told = esper_here("tamiyo", "explain", tmp_path / "whole", check=0).output
+    assert "What was decided, expected, and measured" in told
+    assert re.search(r"100 .* its progress is 1.04 times as far off", told)
 
     now = -1
 
@@ -77,6 +83,20 @@ def test_a_policy_decides_in_a_run_and_goes_on_where_it_stopped(asked, tmp_path)
         )
     resume_run(tmp_path / "halved")
     assert entries(tmp_path / "halved") == found
+
+
+def test_a_run_in_which_nothing_was_wanted_is_explained_too(asked, tmp_path):
+    save_small_policy(tmp_path / "small.policy", {"wait": 100.0})
+    start_run(tmp_path / "run", asked.model_copy(update={"steps": 40}))
+    told = esper_here("tamiyo", "explain", tmp_path / "run", check=0).output
+    assert told == "it waited at every boundary: nothing else was likelier to it\n"
+
+
+def test_a_run_that_no_policy_decided_is_not_explained(asked, tmp_path):
+    bare = asked.model_copy(update={"steps": 20, "controller": "none", "policy": None})
+    start_run(tmp_path / "run", bare)
+    told = esper_here("tamiyo", "explain", tmp_path / "run", check=2).output
+    assert "nothing was decided of which an effect was expected: expected one that was" in told
 
 
 def test_a_policy_is_asked_of_learned_runs_alone(tmp_path):

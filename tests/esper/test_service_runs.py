@@ -182,6 +182,11 @@ def test_a_run_that_nobody_answers_is_one_that_never_grows(asked, never, tmp_pat
     told = [(own["step"], own["reason"]) for own in notes(run)]
     wrong = "the service could not be asked, and is at later boundaries: it is down"
     assert told == ([(10, wrong)] if broker is Down else [])
+    # Nobody says of such a run that a policy waited.
+    shown = CliRunner().invoke(app, ["tamiyo", "explain", str(run)], env={"COLUMNS": "200"})
+    assert "nothing else was likelier" not in shown.output
+    assert shown.exit_code == (0 if broker is Down else 2)
+    assert ("it is down" if broker is Down else "nothing was decided") in shown.output
 
 
 @pytest.mark.parametrize(
