@@ -19,6 +19,7 @@ SiteKind = Literal[
 ]  # fmt: skip
 """What a layer may be: `esper.tamiyo.graph.KINDS`."""
 
+_Share = Annotated[float, Field(ge=-1.0, le=1.0)]
 _Amount = Annotated[float, Field(ge=0.0)]
 _Losses = Annotated[tuple[float | None, ...], Field(min_length=1, max_length=64)]
 
@@ -82,6 +83,9 @@ class ModelReport(Data):
     """`[sites]`: of the mean loss by the host's parameters there."""
     weight_norm: tuple[_Amount | None, ...]
     """`[sites]`: of those parameters."""
+    follows: tuple[tuple[_Share | None, _Share | None], ...] = ()
+    """`[sites]`: how much of the loss's gradient by what a site gives a linear map of what it
+    takes follows, and one with random features beside; empty where nothing measured it."""
 
     stage: tuple[tuple[SeedStage, ...], ...]
     """`[sites, seeds]`, as all down to `held`."""
@@ -112,7 +116,7 @@ class ModelReport(Data):
     @model_validator(mode="after")
     def _check_shapes(self) -> Self:
         count = len(self.sites)
-        for name in (*_BY_SITE, *_BY_SEED):
+        for name in (*_BY_SITE, *_BY_SEED, *(("follows",) if self.follows else ())):
             if len(getattr(self, name)) != count:
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} rows, and there are {count} sites"

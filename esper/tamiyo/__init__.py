@@ -22,7 +22,7 @@ from esper.tamiyo._learned import Advice, Advisor, LearnedController
 from esper.tamiyo._make import CONTROLLERS, TRIGGERS, make_controller, make_trigger
 from esper.tamiyo._norms import SiteNorms
 from esper.tamiyo._plateau import PlateauTrigger
-from esper.tamiyo._probe import Probe
+from esper.tamiyo._probe import Probe, probe_follows
 from esper.tamiyo._random import RandomController
 from esper.tamiyo._random_trigger import RandomTrigger
 from esper.tamiyo._recorder import ReadingsRecorder
@@ -71,5 +71,6 @@ __all__ = [
     "gradient_scores",
     "make_controller",
     "make_trigger",
+    "probe_follows",
     "trial_reward",
 ]

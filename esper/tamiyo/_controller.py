@@ -105,6 +105,9 @@ class Observation:
     """Measures many places (layer row, seed) in one batched pass; None where nothing does."""
     norms: Callable[[], SiteNorms] | None = None
     """Measures gradients and parameters of all layers; costs a forward and a backward pass."""
+    follows: Callable[[Sequence[int]], np.ndarray] | None = None
+    """Measures of layer rows how much of the loss's gradient maps of their inputs follow, f32
+    `[sites, 2]` (see `esper.tamiyo.graph.follows`); costs one forward and backward pass."""
     topology: Callable[[], Topology] | None = None
     """Which layer feeds which, found out once; None where that is not known."""
     recorded: Callable[[], Sequence[str] | None] | None = None

@@ -14,7 +14,7 @@ from esper.tamiyo._controller import Action, Decision, Observation, Worth
 from esper.tamiyo._offers import FindBlueprint, Offers, built_in_blueprint
 from esper.tamiyo._past import Past
 from esper.tamiyo._places import Place
-from esper.tamiyo.graph import KERNEL, KINDS, Edges, Readings, Topology, pad_topology
+from esper.tamiyo.graph import FOLLOWED, KERNEL, KINDS, Edges, Readings, Topology, pad_topology
 from esper.urza import KernelRecord
 from esper_functional import SeedLifecycleState
 
@@ -52,8 +52,12 @@ class ReadingsRecorder:
         worth, half = _worths(observation, np.argwhere(seen.judged))
         norms = None if observation.norms is None else observation.norms()
         nowhere = np.full(len(known.topology.nodes), np.nan, np.float32)
+        layers = [layer for layer, records in observation.candidates.items() if records]
         grows = np.zeros(nodes, np.bool_)
-        grows[[layer for layer, records in observation.candidates.items() if records]] = True
+        grows[layers] = True
+        follows = np.full((len(nowhere), len(FOLLOWED)), np.nan, np.float32)
+        if observation.follows is not None and layers:
+            follows = observation.follows(layers)
         spread = observation.loss_spread
 
         def rows(values: Any, filling: float = 0.0) -> np.ndarray:
@@ -78,6 +82,7 @@ class ReadingsRecorder:
             grows=grows,
             gradient_norm=rows(nowhere if norms is None else norms.gradient),
             weight_norm=rows(nowhere if norms is None else norms.weight),
+            follows=rows(follows, np.nan),
             stage=rows(np.asarray(state.stage).astype(np.uint8)),
             alpha=rows(np.asarray(state.alpha).astype(np.float32)),
             health=rows(seen.health, np.nan),

@@ -76,6 +76,7 @@ def report_of(
         flops=float(observation.now.flops),
         gradient_norm=_nested(readings.gradient_norm[:count]),
         weight_norm=_nested(readings.weight_norm[:count]),
+        follows=_nested(readings.follows[:count]),
         stage=_nested(readings.stage[:count]),
         age=_nested(np.asarray(readings.age)[:count], int),
         held=tuple(map(tuple, held)),

@@ -7,7 +7,7 @@ from step to step and judging leaves as it is.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -35,27 +35,26 @@ from esper_functional import (
 
 
 class _Nudged:
-    """A site that adds to what one layer returns, and keeps what it took and gave."""
+    """A site that adds to what some layers return, and keeps what they took and gave."""
 
-    def __init__(self, site: Any, target: str, nudge: Any, context: Sequence[Any]) -> None:
+    def __init__(self, site: Any, nudges: Mapping[str, Any], context: Sequence[Any]) -> None:
         self._site = site
-        self._target = target
-        self._nudge = nudge
+        self._nudges = nudges
         self._context = context
-        self.seen: tuple[Any, Any] = (None, None)
+        self.seen: dict[str, tuple[Any, Any]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._site, name)
 
     def __call__(self, name: str, layer: Any, params: Any, /, *args: Any, **options: Any) -> Any:
         result = self._site(name, layer, params, *args, **options)
-        if name != self._target:
+        if name not in self._nudges:
             return result
         several = isinstance(result, tuple | list)
         first: Any = result[0] if several else result
         given = args[0] if args else next(iter(options.values()))
-        self.seen = (keep(given, self._context), keep(first, self._context))
-        nudged = add_kept(first, self._nudge)
+        self.seen[name] = (keep(given, self._context), keep(first, self._context))
+        nudged = add_kept(first, self._nudges[name])
         return type(result)((nudged, *result[1:])) if several else nudged
 
 
@@ -174,23 +173,24 @@ class Network:
         return (y[0] if self.stateful else y), seen
 
     def probe(
-        self, plan: Plan, site: str, params: Any, live: Live | None, rest: Any, x: Any, nudges: Any
-    ) -> tuple[Any, Any, Any]:
-        """Outputs with `nudges` added to what a site returns; what it takes and returns.
+        self, plan: Plan, params: Any, live: Live | None, rest: Any, x: Any,
+        nudges: Mapping[str, Any],
+    ) -> tuple[Any, Mapping[str, tuple[Any, Any]]]:  # fmt: skip
+        """Outputs with `nudges` added to what sites return; what each takes and returns, by name.
 
         Args:
-            nudges: shaped as the site's output, the axes of maps inside of the host included.
+            nudges: by name, shaped as the sites' outputs, the axes of maps inside of the host
+                included.
         """
         run = forward_batch if self.mapped else forward
 
         def net(params: Any, own: Any, given: Any) -> Any:
-            x, nudge = given
-            nudged = _Nudged(own, site, nudge, [x])
+            x, nudges = given
+            nudged = _Nudged(own, nudges, [x])
             y = self.judging.net(params, nudged, (rest, x) if self.stateful else x)
-            return (y[0] if self.stateful else y), *nudged.seen
+            return (y[0] if self.stateful else y), nudged.seen
 
-        (y, inputs, outputs), _ = run(net, plan, params, live, (x, nudges))
-        return y, inputs, outputs
+        return run(net, plan, params, live, (x, dict(nudges)))[0]
 
 
 def _inputs(flat: FunctionalModel, mapped: bool, keyed: bool, rest: Any, x: Any, key: Any) -> Any:

@@ -346,7 +346,7 @@ def _variants_program(static: Static, design: Design, plan: Plan) -> Any:
     return variants
 
 
-def _probe_program(static: Static, design: Design, plan: Plan, site: str) -> Any:
+def _probe_program(static: Static, design: Design, plan: Plan, sites: tuple[str, ...]) -> Any:
     def probe(host: Any, live: Live | None, rest: Any, x: Any, y: Any) -> Any:
         # Kernels run in the precision that they were compiled for, and all else with them.
         short = design.optimisation.precision
@@ -354,15 +354,23 @@ def _probe_program(static: Static, design: Design, plan: Plan, site: str) -> Any
         host, x = narrow(host, short), narrow(x, short)
 
         def loss_of(nudges: Any) -> Any:
-            outputs, inputs, given = static.network.probe(plan, site, host, own, rest, x, nudges)
-            return _mean_loss(design.loss, outputs, y), (inputs, given)
+            outputs, seen = static.network.probe(plan, host, own, rest, x, nudges)
+            return _mean_loss(design.loss, outputs, y), seen
 
-        known = static.network.probed(site)
-        shape = list(known.whole_outputs)
-        shape.insert(known.batch_axis, len(x))
-        nudges = jnp.zeros(shape, jnp.float32)
+        known = {site: static.network.probed(site) for site in sites}
+        nudges: dict[str, jax.Array] = {}
+        for site, own_shape in known.items():
+            shape = list(own_shape.whole_outputs)
+            shape.insert(own_shape.batch_axis, len(x))
+            nudges[site] = jnp.zeros(shape, jnp.float32)
         (loss, seen), gradients = jax.value_and_grad(loss_of, has_aux=True)(nudges)
-        return loss, *(jnp.moveaxis(array, known.batch_axis, 0) for array in (*seen, gradients))
+        return loss, [
+            tuple(
+                jnp.moveaxis(array, known[site].batch_axis, 0)
+                for array in (*seen[site], gradients[site])
+            )
+            for site in sites
+        ]
 
     return probe
 
@@ -403,17 +411,17 @@ class ProgramKey(NamedTuple):
     """What programs are kept by, besides the types of their arguments."""
 
     kind: str
-    """A key of the builders above, or "probe" with a site."""
+    """A key of the builders above, or "probe" with sites."""
     design: Design
     plan: Plan
-    site: str = ""
+    sites: tuple[str, ...] = ()
 
 
 def build_program(key: ProgramKey) -> Any:
     """The function that a program is compiled from."""
     static = build_static(key.design)
     if key.kind == "probe":
-        return _probe_program(static, key.design, key.plan, key.site)
+        return _probe_program(static, key.design, key.plan, key.sites)
     return _BUILDERS[key.kind](static, key.design, key.plan)
 
 

@@ -154,8 +154,8 @@ class JaxTrainee:
     def compilations(self) -> int:
         return PROGRAMS.compilations - self._first_compilation
 
-    def _key(self, kind: str, plan: Plan, site: str = "") -> ProgramKey:
-        return ProgramKey(kind, self._design, plan, site)
+    def _key(self, kind: str, plan: Plan, sites: tuple[str, ...] = ()) -> ProgramKey:
+        return ProgramKey(kind, self._design, plan, sites)
 
     @property
     def topology(self) -> Topology:
@@ -457,19 +457,37 @@ class JaxTrainee:
         ]
         return np.concatenate(rows, axis=1)[: len(variants)].astype(np.float64)
 
+    @property
+    def probed(self) -> Sequence[int]:
+        known = self._static.network.survey.sites
+        return [row for row, name in enumerate(self.sites) if not isinstance(known[name], str)]
+
     def probe(self, row: int, indices: np.ndarray) -> Probe:
-        """See `Trainee.probe`; of the network as it is judged, in the precision of the run.
+        """See `Trainee.probe`.
 
         Raises:
             InputError: for a layer that the host does not call once in a pass.
         """
-        self._static.network.probed(self.sites[row])
+        return self.probes([row], indices)[row]
+
+    def probes(self, rows: Sequence[int], indices: np.ndarray) -> dict[int, Probe]:
+        """See `Trainee.probes`; of the network as it is judged, in the precision of the run.
+
+        Raises:
+            InputError: for a layer that the host does not call once in a pass.
+        """
+        names = tuple(self.sites[row] for row in rows)
+        for name in names:
+            self._static.network.probed(name)
         x, y = self._data.rows(indices)
         live = self._judged_live(self._now, self.seeds)
-        key = self._key("probe", self._now.plan, self.sites[row])
-        loss, *seen = PROGRAMS(key, self._judged_host(), live, self._rest, x, y)
-        inputs, outputs, gradients = (np.asarray(array, np.float32) for array in seen)
-        return Probe(inputs, outputs, gradients, float(loss))
+        key = self._key("probe", self._now.plan, names)
+        loss, seen = PROGRAMS(key, self._judged_host(), live, self._rest, x, y)
+        found: dict[int, Probe] = {}
+        for row, own in zip(rows, seen, strict=True):
+            inputs, outputs, gradients = (np.asarray(array, np.float32) for array in own)
+            found[row] = Probe(inputs, outputs, gradients, float(loss))
+        return found
 
     def norms(self, indices: np.ndarray) -> SiteNorms:
         x, y = self._data.rows(indices)

@@ -22,7 +22,7 @@ from esper.tolaria._torch_held import Held
 from esper.tolaria._torch_network import TorchNetwork
 from esper.tolaria._torch_norms import site_norms
 from esper.tolaria._torch_optimiser import HOST, GroupedOptimiser
-from esper.tolaria._torch_probe import probe
+from esper.tolaria._torch_probe import probes
 from esper.tolaria._torch_random import NOTHING, random_stream
 from esper.tolaria._torch_survey import Site, site_signature, survey
 from esper.tolaria._trainee import (
@@ -342,16 +342,29 @@ class TorchTrainee:
             )
         return part_means(losses, parts)
 
+    @property
+    def probed(self) -> Sequence[int]:
+        return [row for row, site in self._survey.sites.items() if not isinstance(site, str)]
+
     def probe(self, row: int, indices: np.ndarray) -> Probe:
-        """See `Trainee.probe`; of the network as it is judged, in float32.
+        """See `Trainee.probe`.
+
+        Raises:
+            InputError: for a layer that the host does not call once in a pass.
+        """
+        return self.probes([row], indices)[row]
+
+    def probes(self, rows: Sequence[int], indices: np.ndarray) -> dict[int, Probe]:
+        """See `Trainee.probes`; of the network as it is judged, in float32.
 
         Raises:
             InputError: for a layer that the host does not call once in a pass.
         """
         self._network.train(False)
         examples = self._data.batch(indices)
+        sites = {row: self._survey.sites[row] for row in rows}
         with self._random(3), self._optimiser.averaged():
-            return probe(self._network, self._objective, row, self._survey.sites[row], examples)
+            return probes(self._network, self._objective, sites, examples)
 
     def norms(self, indices: np.ndarray) -> SiteNorms:
         """See `Trainee.norms`; parameters that are frozen have no gradient."""

@@ -196,8 +196,17 @@ class Trainee(Protocol):
         """
         ...
 
+    @property
+    def probed(self) -> Sequence[int]:
+        """Rows of the layers that can be probed: those that the host calls once in a pass."""
+        ...
+
     def probe(self, row: int, indices: np.ndarray) -> Probe:
         """What a layer sees on training examples `indices`; changes nothing."""
+        ...
+
+    def probes(self, rows: Sequence[int], indices: np.ndarray) -> Mapping[int, Probe]:
+        """What several layers see, in one pass."""
         ...
 
     def norms(self, indices: np.ndarray) -> SiteNorms:

@@ -34,7 +34,9 @@ from esper.tamiyo import (
     SiteNorms,
     Veto,
     Worth,
+    probe_follows,
 )
+from esper.tamiyo.graph import FOLLOWED, MOST_ROWS
 from esper.tolaria._clock import Clock
 from esper.tolaria._config import GrowConfig
 from esper.tolaria._course import Course
@@ -365,9 +367,9 @@ class Trainer:
         patience = self._config.early_stopping
         self._ended = patience is not None and course.stale >= patience
 
-    def _probed(self, step: int) -> np.ndarray:
+    def _probed(self, step: int, count: int | None = None) -> np.ndarray:
         """The training examples by which layers are seen at a step."""
-        count = min(self._config.probe_examples, len(self._task.train))
+        count = min(count or self._config.probe_examples, len(self._task.train))
         random = np.random.default_rng([self._config.seed, 2, step])
         return random.permutation(len(self._task.train))[:count].astype(np.int32)
 
@@ -378,6 +380,18 @@ class Trainer:
     def _norms(self, step: int) -> SiteNorms:
         with self._clock.charge("evaluate"):
             return self._trainee.norms(self._probed(step))
+
+    def _follows(self, layers: Sequence[int], step: int) -> np.ndarray:
+        """See `Observation.follows`; NaN for layers that cannot be probed."""
+        trainee = self._trainee
+        kinds = [node.kind for node in trainee.topology.nodes]
+        rows = [row for row in trainee.probed if row in layers]
+        found = np.full((len(trainee.sites), len(FOLLOWED)), np.nan, np.float32)
+        with self._clock.charge("evaluate"):
+            probes = trainee.probes(rows, self._probed(step, MOST_ROWS)) if rows else {}
+            for row, probe in probes.items():
+                found[row] = probe_follows(probe, kinds[row])
+        return found
 
     def _decide(
         self, step: int, losses: np.ndarray, train_loss: float, validation: Evaluation
@@ -413,6 +427,7 @@ class Trainer:
             loss_spread=_spread(losses),
             worths=worths,
             norms=lambda: self._norms(step),
+            follows=lambda layers: self._follows(layers, step),
             topology=lambda: self._trainee.topology,
             recorded=lambda: self._ledger.recorded_notes(step),
         )

@@ -63,6 +63,7 @@ def make_readings(edges: Edges, seeds: int, kernels: int, random: np.random.Gene
         grows=edges.there & (random.random(nodes) < 0.8),
         gradient_norm=drawn(nodes),
         weight_norm=drawn(nodes, most=8.0),
+        follows=drawn(nodes, 2),
         stage=stage,
         alpha=np.where(runs, drawn(nodes, seeds), np.float32(0.0)),
         health=of_running(drawn(nodes, seeds)),

@@ -136,7 +136,7 @@ class TorchPolicy(nn.Module):
             site.masked_fill(~sites, MASKED),
             kernel.masked_fill(~graft, MASKED),
             by_seed[..., :_SEEDED].movedim(-1, 0).masked_fill(~torch.stack(on_seeds), MASKED),
-            by_seed[..., _SEEDED:],
+            by_seed[..., _SEEDED:].masked_fill(~on_seeds[2][..., None], MASKED),
         )
         return logits, self.value(whole)[0]
 

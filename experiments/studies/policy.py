@@ -1,7 +1,7 @@
 """How the policy that comes with Esper was made: `python -m experiments.studies.policy`.
 
 A policy learns in the gym by PPO from nothing, its limits are measured, and it is held against
-other controllers in equal episodes: in the families of tasks that it was trained in, and in three
+other controllers in equal episodes: in the families of tasks that it was trained in, and in five
 that it never saw. The folder of results holds the policy itself, and the course of its training.
 """
 

@@ -49,6 +49,7 @@ def drawn_readings(random, nodes, seeds=2, kernels=3, there=None):
         grows=random.random(nodes) < 0.7,
         gradient_norm=some_nan(values(nodes)),
         weight_norm=values(nodes),
+        follows=some_nan(values(nodes, 2, low=-1.0)),
         stage=stage,
         alpha=values(nodes, seeds),
         health=some_nan(values(nodes, seeds)),
@@ -62,7 +63,8 @@ def drawn_readings(random, nodes, seeds=2, kernels=3, there=None):
     )
     if there is None:
         return readings
-    rows = {"kind", "sizes", "depth", "grows", "gradient_norm", "weight_norm", "stage", "alpha",
+    rows = {"kind", "sizes", "depth", "grows", "gradient_norm", "weight_norm", "follows", "stage",
+            "alpha",
             "health", "health_before", "worth", "worth_half", "age", "held", "fits"}  # fmt: skip
     return readings._replace(
         **{
@@ -84,7 +86,8 @@ def drawn_graph(seed, count=5, nodes=8, seeds=2, kernels=3, extra=()):
 
 def reordered(readings: Readings, order):
     """The readings with nodes in another order: row i is what row order[i] was."""
-    rows = {"kind", "sizes", "depth", "grows", "gradient_norm", "weight_norm", "stage", "alpha",
+    rows = {"kind", "sizes", "depth", "grows", "gradient_norm", "weight_norm", "follows", "stage",
+            "alpha",
             "health", "health_before", "worth", "worth_half", "age", "held", "fits"}  # fmt: skip
     return readings._replace(**{name: getattr(readings, name)[order] for name in rows})
 

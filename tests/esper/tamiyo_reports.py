@@ -18,7 +18,7 @@ def report(step: int = 10, *, count: int = 3, seeds: int = 2, **changes: Any) ->
     }  # fmt: skip
     by_site: dict[str, Any] = {
         "kinds": "linear", "site_parameters": 12, "site_inputs": 3, "site_outputs": 4,
-        "grows": True, "gradient_norm": 0.5, "weight_norm": 1.0,
+        "grows": True, "gradient_norm": 0.5, "weight_norm": 1.0, "follows": (0.1, 0.4),
     }  # fmt: skip
     data: dict[str, Any] = {name: (value,) * count for name, value in by_site.items()}
     for name, value in shapes.items():

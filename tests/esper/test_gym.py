@@ -255,6 +255,16 @@ def test_a_family_draws_both_classes_within_its_inputs(name):
     assert (np.asarray(other) != np.asarray(x)).any()
 
 
+@pytest.mark.parametrize(("name", "right"), [("halves", (0.95, 1.0)), ("overlap", (0.78, 0.82))])
+def test_a_line_is_as_good_as_anything_where_no_growth_is_needed(name, right):
+    x, y = draw_examples(jnp.int32(0), (name,), jax.random.key(5), 20_000)
+    inputs = np.concatenate([np.asarray(x), np.ones((len(x), 1))], axis=1)
+    signs = 2.0 * np.asarray(y) - 1.0
+    line, *_ = np.linalg.lstsq(inputs, signs, rcond=None)
+    share = float(np.mean((inputs @ line > 0) == (signs > 0)))
+    assert right[0] <= share <= right[1]
+
+
 def test_held_out_families_are_in_no_training():
     assert not set(TRAINING) & set(HELD_OUT)
     assert set(Environment().families) == set(TRAINING)

@@ -230,7 +230,9 @@ def test_layers_that_no_kernel_can_be_compiled_for(name):
     # What is there once, with the batch, can be probed all the same.
     if name in ("second", "half", "reshapes", "wide"):
         assert len(own.probe(row, np.arange(3, dtype=np.int32)).outputs) == 3
+        assert row in own.probed
         return
+    assert row not in own.probed
     with refused("layer 'parts.a' cannot be probed: it") as caught:
         own.probe(row, BATCH[:2])
     assert "or take triggers and initialisations that need no probe" in str(caught.value)

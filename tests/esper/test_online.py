@@ -201,7 +201,7 @@ def test_refusals_are_counted_and_nothing_of_them_is_kept(first):
 
 def test_what_pays_becomes_likelier(first):
     learner = OnlineLearner(first, SETTINGS)
-    learner.update(played(), 600.0)
+    learner.update(played(240), 600.0)
     graph = graph_of(came())
     pays, costs = Choice(Kind.GRAFT, 1, 0, 0, 0), Choice(Kind.GRAFT, 0, 0, 0, 0)
     assert probability(learner.policy, pays, graph) > 2.0 * probability(first, pays, graph)
@@ -211,12 +211,12 @@ def test_what_pays_becomes_likelier(first):
     )
     assert lead > 1.5 * before
     counts = learner.counts
-    # Each of the 24 is learned from 8 times on average, in batches of 8.
-    assert (counts.updates, counts.skipped, counts.held_back) == (24, 0, 0)
-    assert counts.taken == 24
+    # Each of the 240 is learned from 8 times on average, in batches of 8.
+    assert (counts.updates, counts.skipped, counts.held_back) == (240, 0, 0)
+    assert counts.taken == 240
     assert counts.kl > 0.0
     assert learner.policy.card == {
-        "about": "a test", "online": {"updates": 24, "experiences": 24}
+        "about": "a test", "online": {"updates": 240, "experiences": 240}
     }  # fmt: skip
 
 

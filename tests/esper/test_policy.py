@@ -29,6 +29,7 @@ from esper.tamiyo.policy import (
     make_policy,
     sample,
 )
+from esper.tamiyo.policy._message_passing import _normalised
 from esper_functional import SeedLifecycleState
 from tests.esper.model_graphs import (
     chain,
@@ -253,3 +254,20 @@ def test_gradients_compiled_are_those_uncompiled(seed):
     for place, run in enumerate(runs):
         expected = differentiated(params, run)
         jax.tree.map(lambda a, b, at=place: close(a[at], b, 1e-3), found, expected)
+
+
+def test_rows_are_normalised_as_the_layer_says():
+    norm = eqx.nn.LayerNorm(16)
+    drawn = jax.random.normal(jax.random.key(1), (16,))
+    norm = eqx.tree_at(lambda own: (own.weight, own.bias), norm, (drawn, drawn[::-1]))
+    h = 3.0 * jax.random.normal(jax.random.key(2), (12, 16)) + 5.0
+    close(_normalised(norm, h), jax.vmap(norm)(h), 1e-4)
+    pull = jax.random.normal(jax.random.key(3), h.shape)
+    ours, theirs = (
+        jax.grad(lambda x, own=own: jnp.sum(pull * own(x)))(h)
+        for own in (lambda x: _normalised(norm, x), jax.vmap(norm))
+    )
+    close(ours, theirs, 1e-4)
+    alike = jnp.full((3, 16), 7.0)
+    close(_normalised(norm, alike), jnp.broadcast_to(norm.bias, alike.shape), 1e-2)
+    assert jnp.isfinite(jax.grad(lambda x: jnp.sum(pull[:3] * _normalised(norm, x)))(alike)).all()

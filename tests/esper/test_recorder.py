@@ -88,11 +88,25 @@ def test_the_first_boundary_is_exact_by_hand():
     assert got.grows.tolist() == [True, True, False, False, False, False, False, False]
     assert got.gradient_norm.tolist()[:3] == [1, 2, 0]
     assert got.weight_norm.tolist()[:3] == [3, 4, 0]
+    assert np.isnan(got.follows).all()
     assert got.stage.shape == (nodes, 2)
     assert np.isnan(got.health).all()
     assert np.isnan(got.worth).all()
     assert not got.held.any()
     assert not got.age.any()
+
+
+def test_what_maps_follow_is_asked_of_the_layers_that_may_grow_alone():
+    asked = []
+
+    def follows(layers):
+        asked.append(sorted(layers))
+        return f32([(0.1, 0.5), (-0.2, np.nan), (np.nan, np.nan)])
+
+    got = ReadingsRecorder().read(seen(follows=follows))
+    assert asked == [[0, 1]]
+    np.testing.assert_array_equal(got.follows[:2], f32([(0.1, 0.5), (-0.2, np.nan)]))
+    assert np.isnan(got.follows[2:]).all()
 
 
 def test_kernels_of_one_description_are_one_row():

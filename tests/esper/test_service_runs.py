@@ -71,6 +71,10 @@ def test_a_service_grafts_as_a_schedule_of_the_same_decisions_does(asked, tmp_pa
     ):
         start_run(run, asked(controller="service", service=service))
     assert {news.model for news in advisor.seen} == {run_name(run)}
+    # What was measured of the layer that may grow; of the other one nobody asked.
+    for grows, other in (news.report.data.follows for news in advisor.seen):
+        assert all(share is not None for share in grows)
+        assert other == (None, None)
     assert served.traffic.published == 3
     kernel = open_run(run).kernels["layers.0"][0]
     reason = "because the test says so"

@@ -203,6 +203,16 @@ def test_descriptions_of_another_version_are_refused_and_keep_no_other_from_advi
     assert own.counts.failures == {"advisor": 2}
 
 
+def test_of_a_report_that_does_not_say_what_maps_follow_nothing_is_known_of_it():
+    told, silent = (
+        readings_of(news("m", report(10, **more)), 8).follows for more in ({}, {"follows": ()})
+    )
+    np.testing.assert_array_equal(told[:3], np.float32([(0.1, 0.4)] * 3))
+    assert np.isnan(told[3:]).all()
+    assert silent.shape == (8, 2)
+    assert np.isnan(silent).all()
+
+
 def test_readings_that_are_reported_are_read_again_as_they_were():
     random = np.random.default_rng(5)
     nodes = tuple(Node(f"s{row}", "linear", (3,), (4,), 12) for row in range(3))
@@ -225,6 +235,8 @@ def test_readings_that_are_reported_are_read_again_as_they_were():
 
     sizes = np.zeros((8, 3), np.float32)
     sizes[:3] = (12, 3, 4)
+    follows = np.full((8, 2), np.nan, np.float32)
+    follows[:3] = [(-0.5, 0.25), (np.nan, 0.5), (0.0, 1.0)]
     own = Readings(
         progress=np.float32(0.25), train_loss=np.float32([1, 2, np.nan, np.nan]),
         validation_loss=np.float32([0.3, 0.7, 0.9, np.nan]), validation_accuracy=np.float32(0.1),
@@ -232,6 +244,7 @@ def test_readings_that_are_reported_are_read_again_as_they_were():
         parameters=np.float32(1.5), flops=np.float32(2.0), kind=np.zeros(8, np.int32),
         sizes=sizes, depth=filled([0, 1, 2]), grows=filled([1, 1, 1], np.bool_),
         gradient_norm=filled([0.1, np.nan, 0.3]), weight_norm=filled([1.1, 1.2, 1.3]),
+        follows=follows,
         stage=stage, alpha=np.nan_to_num(by_seed[0]), health=by_seed[1],
         health_before=by_seed[2], worth=by_seed[3], worth_half=by_seed[4],
         age=np.where(stage > 0, np.float32(7), np.float32(0)), held=held, kernels=described,

@@ -125,6 +125,8 @@ def test_layers_that_no_kernel_can_be_compiled_for():
     assert "Let kernels be grafted elsewhere, by `grow_at`" in words
     with refused("layer 'parts.a' cannot be probed: its host calls it 2 times in a forward pass"):
         own.probe(row, BATCH[:2])
+    assert row not in own.probed
+    assert own.probed
 
     unused = Host(lambda m, x: m.last(x.repeat(1, 2)), a=nn.Tanh())
     assert "its host calls it 0 times" in signature(unused, "parts.a")[2]

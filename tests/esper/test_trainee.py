@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from esper.tamiyo import probe_follows
 from esper.tolaria import Optimisation, Rates, load_task
 from esper.tolaria._jax_programs import PROGRAMS
 from esper.tolaria._jax_trainee import JaxTrainee
@@ -87,6 +88,8 @@ def test_probes_and_worth_agree(artifact):
         for name in ("inputs", "outputs", "gradients"):
             assert difference(getattr(other, name), getattr(one, name)).within
         assert difference(np.float32(other.loss), np.float32(one.loss)).within
+        followed = [probe_follows(probe, "linear") for probe in (one, other)]
+        assert difference(followed[1], followed[0]).within
 
 
 def test_alphas_and_rates_compile_nothing(artifact):

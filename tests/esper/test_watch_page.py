@@ -136,6 +136,15 @@ def test_shows_what_the_run_did(page):
     assert "taken back" in entries
     assert "vetoed: graft" in entries
     assert "cooldown: layer" in entries
+    expects = "graft expected to bring 0.5"
+    assert expects in entries
+    assert "unlike any network of its training" in entries
+    shown.ask(
+        "[...document.querySelectorAll('#filters button')]"
+        ".find((b) => b.textContent === 'What it expects').click()"
+    )
+    shown.until(f"!document.getElementById('entries').textContent.includes('{expects}')")
+    assert "cooldown: layer" in shown.text("#entries")
     assert "metrics.jsonl, line 62: it cannot be read" in shown.text("#problems")
     assert shown.ask("document.querySelectorAll('#worths tbody tr').length") > 3
     assert "train" in shown.text("#times")

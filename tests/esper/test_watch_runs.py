@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from esper.errors import InputError
 from esper.nissa._catalogue import Catalogue
-from esper.nissa._entries import describe_entry, explain_entry, kept_rows, standing
+from esper.nissa._entries import NO_EVENTS, describe_entry, explain_entry, kept_rows, standing
 from esper.nissa._history import BANDED, History
 from esper.nissa._messages import Cursor, message, seed_history
 from esper.nissa._run_files import MOST_RUNS, QUIET, State, describe_run, find_runs, is_held
@@ -52,7 +52,7 @@ def test_a_made_run_is_a_ledger_and_folds(tmp_path):
     entries = [entry.data for entry in read_ledger(tmp_path / "run" / "events.jsonl", genesis)]
     kinds = {entry["kind"] for entry in entries}
     assert {"load", "activate", "ramp", "health", "fossilize", "veto", "worth", "mark"} <= kinds
-    events = [entry for entry in entries if entry["kind"] not in ("veto", "worth", "mark")]
+    events = [entry for entry in entries if entry["kind"] not in NO_EVENTS]
     folded = fold_events(init_seeds(4, 2), map(entry_event, events))
     assert state_digest(folded) == state_digest(maker.state)
 

@@ -326,6 +326,14 @@ def a_probe_is_what_the_layer_sees(make: Make, artifact: Artifact) -> None:
     assert_close(alone.outputs[0], first.outputs[0])
     host = first.inputs @ shot["host"]["layers.0.weight"].T + shot["host"]["layers.0.bias"]
     assert np.abs(first.outputs - host).max() > 1e-3  # the kernel has its part in the output
+    # Both layers in one pass see what each sees in its own.
+    assert list(own.probed) == [0, 1]
+    together = own.probes([1, 0], BATCH)
+    assert list(together) == [1, 0]
+    for row, probe in enumerate((first, seen)):
+        for name in ("inputs", "outputs", "gradients"):
+            assert_close(getattr(together[row], name), getattr(probe, name))
+        assert together[row].loss == pytest.approx(probe.loss)
 
     # What a bias adds, it adds to the output of every example (blended residually).
     own = make(blend="residual")

@@ -157,7 +157,7 @@ class RunMaker:
             match SeedLifecycleState(int(stage[place])):
                 case SeedLifecycleState.DORMANT if chance[place] < plan.busy:
                     if chance[place] < plan.busy / 6:
-                        entries.append(self._veto(step, at))
+                        entries += [*self._said(step, at), self._veto(step, at)]
                         continue
                     self.kernels[at] = self.random.bytes(32).hex()
                     reason = plan.reason.format(loss=loss)
@@ -192,6 +192,16 @@ class RunMaker:
             for i, j in np.argwhere(runs).tolist()
         ]
         return entries
+
+    def _said(self, step: int, at: tuple[int, int]) -> list[dict[str, Any]]:
+        return [
+            {"kind": "note", "step": step, "reason": "unlike any network of its training"},
+            {
+                "kind": "decision", "step": step, "layer": at[0], "seed": at[1], "action": "graft",
+                "kernel": "ab" * 32, "confidence": 0.75, "uncertainty": 0.1, "value": 0.5,
+                "low": 0.25, "high": 0.75, "features": [["progress", 0.5]],
+            },
+        ]  # fmt: skip
 
     def _veto(self, step: int, at: tuple[int, int]) -> dict[str, Any]:
         return {

@@ -16,11 +16,14 @@ from esper.tamiyo.graph._features import (
     RUN_FEATURES,
     SEED,
     SEED_FEATURES,
+    Held,
     Legal,
     ModelGraph,
     legal_choices,
     model_graph,
 )
+from esper.tamiyo.graph._follows import FOLLOWED, MOST_ROWS, follows
+from esper.tamiyo.graph._listed import list_seeds
 from esper.tamiyo.graph._padded import BACKWARD, FORWARD, Edges, bucket, pad_topology
 from esper.tamiyo.graph._readings import KERNEL, PAST, Readings
 from esper.tamiyo.graph._topology import KINDS, Flow, Node, Topology, kind_of, make_topology
@@ -29,10 +32,12 @@ __all__ = [
     "BACKWARD",
     "BOUND",
     "COSTS",
+    "FOLLOWED",
     "FORWARD",
     "KERNEL",
     "KERNEL_FEATURES",
     "KINDS",
+    "MOST_ROWS",
     "NODE",
     "NODE_FEATURES",
     "OPERATIONS",
@@ -43,6 +48,7 @@ __all__ = [
     "SEED_FEATURES",
     "Edges",
     "Flow",
+    "Held",
     "Legal",
     "ModelGraph",
     "Node",
@@ -53,8 +59,10 @@ __all__ = [
     "describe_costs",
     "describe_kernel",
     "describe_operations",
+    "follows",
     "kind_of",
     "legal_choices",
+    "list_seeds",
     "make_topology",
     "model_graph",
     "pad_topology",

@@ -6,6 +6,7 @@ over the present loss. So a policy can judge a network whose sizes and losses it
 
 from typing import Any, NamedTuple
 
+from esper.tamiyo.graph._follows import FOLLOWED
 from esper.tamiyo.graph._padded import Edges
 from esper.tamiyo.graph._readings import KERNEL, PAST, Readings
 from esper.tamiyo.graph._topology import KINDS
@@ -24,7 +25,8 @@ RUN_FEATURES = (
 NODE_FEATURES = (
     *(f"is_{kind}" for kind in KINDS), "parameters", "inputs", "outputs", "depth",
     "relative_depth", "grows", "gradient_norm", "relative_gradient", "weight_norm",
-    *(f"share_{name}" for name in _STAGES), "alpha", "health", "health_trend", "worth", "cost",
+    *FOLLOWED, *(f"share_{name}" for name in _STAGES), "alpha", "health", "health_trend", "worth",
+    "cost",
 )  # fmt: skip
 
 SEED_FEATURES = (
@@ -63,6 +65,15 @@ class Legal(NamedTuple):
     """i32 `[nodes]`: the seed that a graft would take, the first DORMANT one; -1 without."""
 
 
+class Held(NamedTuple):
+    """Where the seeds of a list are."""
+
+    at: Any
+    """i32 `[nodes, seeds]`: the row of each; the last one for all that hold nothing."""
+    node: Any
+    """i32 `[rows]`: of the seed in a row; of no meaning for rows that only fill up."""
+
+
 class ModelGraph(NamedTuple):
     """A growing network as a policy sees it. All features are finite, in [-BOUND, BOUND]."""
 
@@ -71,11 +82,14 @@ class ModelGraph(NamedTuple):
     nodes: Any
     """f32 `[nodes, NODE]`: `NODE_FEATURES`."""
     seeds: Any
-    """f32 `[nodes, seeds, SEED]`: `SEED_FEATURES`."""
+    """f32 `[nodes, seeds, SEED]`: `SEED_FEATURES`; in a list `[rows, columns]`, those beyond `SEED`
+    being 0."""
     kernels: Any
     """f32 `[kernels, KERNEL]`."""
     edges: Edges
     legal: Legal
+    held: Held | None = None
+    """For seeds in a list: see `list_seeds`."""
 
 
 def model_graph(readings: Readings, edges: Edges, xp: Any) -> ModelGraph:
@@ -192,6 +206,7 @@ def _nodes(readings: Readings, seen: _Seen, xp: Any) -> Any:
         gradient / 4.0,
         gradient - middle,
         _log(readings.weight_norm, xp) / 4.0,
+        *xp.moveaxis(xp.asarray(readings.follows), -1, 0),
     ]
     kernels = [
         seen.over_running(readings.alpha, xp),

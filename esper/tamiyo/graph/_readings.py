@@ -50,6 +50,9 @@ class Readings(NamedTuple):
     """f32 `[nodes]`: of the mean loss by the host's parameters at a site."""
     weight_norm: Any
     """f32 `[nodes]`: of those parameters."""
+    follows: Any
+    """f32 `[nodes, 2]`: how much of the loss's gradient by what a site gives maps of what it takes
+    follow, by `FOLLOWED`, in [-1, 1]; see `follows`."""
 
     stage: Any
     """u8 `[nodes, seeds]`: see `SeedLifecycleState`."""

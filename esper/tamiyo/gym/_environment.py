@@ -186,7 +186,9 @@ class Environment:
         )
         nan = jnp.full((), jnp.nan, jnp.float32)
         nowhere = jnp.full(self.nodes, jnp.nan, jnp.float32)
-        return state._replace(readings=self._sight.read(state, measured, nan, nan, nowhere))
+        follows = self.world.follows(growing, data, shape)
+        readings = self._sight.read(state, measured, nan, nan, nowhere, follows)
+        return state._replace(readings=readings)
 
     # Stepping.
 
@@ -334,7 +336,10 @@ class Environment:
             returned=state.returned + reward.total,
         )
         gradients = norms(gradient, world.sites, self.nodes)
-        readings = self._sight.read(after, measured, jnp.mean(losses), spread_of(losses), gradients)
+        follows = world.follows(growing, data, shape)
+        readings = self._sight.read(
+            after, measured, jnp.mean(losses), spread_of(losses), gradients, follows
+        )
         info = {
             **reward.components,
             "loss": measured.loss,

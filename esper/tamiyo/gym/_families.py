@@ -141,6 +141,21 @@ def _moons(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return _turned(keys[2], x + 0.06 * jax.random.normal(keys[3], (count, 2))), labels
 
 
+def _halves(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The two sides of a plane in six dimensions."""
+    keys = jax.random.split(key)
+    x = jax.random.uniform(keys[0], (count, 6), minval=-1.0, maxval=1.0)
+    return x, x @ jax.random.normal(keys[1], (6,)) > 0.0
+
+
+def _overlap(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Two clouds that lie over each other: the best line is wrong about one point in five."""
+    keys = jax.random.split(key, 3)
+    labels = jax.random.bernoulli(keys[0], 0.5, (count,))
+    centres = jnp.where(labels[:, None], 0.34, -0.34) * jnp.array([1.0, 0.0])
+    return _turned(keys[2], centres + 0.4 * jax.random.normal(keys[1], (count, 2))), labels
+
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "blobs": Family(_blobs, 2, False),
@@ -153,14 +168,16 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "noise": Family(_noise, 2, False),
         "spirals": Family(_spirals, 2, True),
         "parity": Family(_parity, 6, True),
-        "moons": Family(_moons, 2, False),
+        "moons": Family(_moons, 2, True),
+        "halves": Family(_halves, 6, False),
+        "overlap": Family(_overlap, 2, False),
     }
 )
 """By name."""
 
 TRAINING = ("blobs", "ring", "checkers", "stripes", "wedges", "teacher", "clusters", "noise")
-HELD_OUT = ("spirals", "parity", "moons")
-"""Never trained on."""
+HELD_OUT = ("spirals", "parity", "moons", "halves", "overlap")
+"""Never trained on: of the last two there is nothing to learn that a host cannot."""
 
 
 def draw_examples(

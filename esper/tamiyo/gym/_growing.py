@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int32
 from scipy.stats import t
 
+from esper.tamiyo.graph import MOST_ROWS, follows
 from esper.tamiyo.gym._host import OUT, WIDTH, Shape, first_params, network, site_names
 from esper.tamiyo.gym._kernels import KernelTable
 from esper_functional import (
@@ -223,6 +224,29 @@ class World:
             jnp.where(some & (size > 0.0), apart / jnp.where(size > 0.0, size, 1.0), 0.0),
             jnp.where(runs, self._health(growing, data, shape), jnp.nan),
         )
+
+    def follows(self, growing: Growing, data: Data, shape: Shape) -> Float[Array, "layers 2"]:
+        """What a kernel in each hidden layer could bring; see `esper.tamiyo.graph.follows`."""
+        x, y = data.x[:MOST_ROWS], data.y[:MOST_ROWS]
+        trained = growing.trained
+
+        def loss_of(nudges: Any) -> tuple[Any, Any]:
+            seen: list[Any] = []
+
+            def layer(params: Any, x: Any) -> Any:
+                seen.append(x)
+                return linear(params, x) + nudges[len(seen) - 1]
+
+            logits, _ = self.forward(
+                trained.host, trained.kernels, growing.code, growing.seeds, x, shape.depth, layer
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+            return jnp.sum(losses), seen
+
+        nudges = [jnp.zeros((len(x), WIDTH))] * self.depth
+        gradients, seen = jax.grad(loss_of, has_aux=True)(nudges)
+        each = [follows(own, g, jnp) for own, g in zip(seen, gradients, strict=True)]
+        return jnp.stack(each)
 
     def _health(self, growing: Growing, data: Data, shape: Shape) -> Float[Array, "layers seeds"]:
         seen: list[Any] = []

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from esper.tamiyo.graph import KERNEL, PAST, Readings, cost_columns
+from esper.tamiyo.graph import FOLLOWED, KERNEL, PAST, Readings, cost_columns
 from esper.tamiyo.gym._growing import Measured, World, norms
 from esper.tamiyo.gym._host import Shape, count
 from esper.tamiyo.gym._state import State
@@ -81,8 +81,9 @@ class Sight:
         return held, offered
 
     def read(
-        self, state: State, measured: Measured, train_loss: Any, spread: Any, gradients: Any
-    ) -> Readings:
+        self, state: State, measured: Measured, train_loss: Any, spread: Any, gradients: Any,
+        follows: Any,
+    ) -> Readings:  # fmt: skip
         shape, seeds, before = state.episode.shape, state.growing.seeds, state.readings
         host = count(shape, self.world.depth, self.nodes)
         parameters, flops, _ = self.costs(state)
@@ -107,6 +108,7 @@ class Sight:
             grows=hidden,
             gradient_norm=gradients,
             weight_norm=norms(state.growing.trained.host, self.world.sites, self.nodes),
+            follows=jnp.where(hidden[:, None], self._by_node(follows, jnp.nan), jnp.nan),
             stage=self.stages(seeds),
             alpha=self._by_node(seeds.alpha, 0.0),
             health=self._by_node(measured.health, jnp.nan),
@@ -128,7 +130,7 @@ class Sight:
         return Readings(
             one, nan, nan, one, one, one, one, one, one,
             jnp.zeros(self.nodes, jnp.int32), jnp.zeros((self.nodes, 3)), rows,
-            jnp.zeros(self.nodes, jnp.bool_), rows, rows,
+            jnp.zeros(self.nodes, jnp.bool_), rows, rows, jnp.zeros((self.nodes, len(FOLLOWED))),
             jnp.zeros((self.nodes, self.world.seeds), jnp.uint8),
             places, places, places, places, places, places,
             jnp.zeros((self.nodes, self.world.seeds, KERNEL)),

@@ -68,7 +68,7 @@ def masked(logits: Logits, legal: Legal) -> Logits:
         jnp.where(sites, logits.site, MASKED),
         jnp.where(graft, logits.kernel, MASKED),
         jnp.where(jnp.stack([unload, fossilize, retarget]), logits.seed, MASKED),
-        logits.alpha,
+        jnp.where(retarget[..., None], logits.alpha, MASKED),
     )
 
 

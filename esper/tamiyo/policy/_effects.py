@@ -198,7 +198,7 @@ def _inputs(embedded: Embedded, choice: Choice) -> jax.Array:
     detail = jnp.where(
         kind == Kind.GRAFT,
         embedded.kernels[choice.kernel],
-        embedded.seeds[choice.node, choice.seed],
+        embedded.seed(choice.node, choice.seed),
     )
     alpha = jax.nn.one_hot(choice.alpha, len(ALPHAS))
     alpha = jnp.where(kind == Kind.RETARGET, alpha, 0.0)

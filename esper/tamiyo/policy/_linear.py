@@ -1,4 +1,4 @@
-"""Linear maps of all rows of an array as one product, in the form that compilers make fast."""
+"""Maps and choices of an array's rows, in the form that compilers make fast."""
 
 from typing import Any
 
@@ -17,3 +17,8 @@ def mapped(weight: Float[Array, "outputs inputs"], values: Any) -> Float[Array, 
     rows = values.reshape(-1, values.shape[-1])
     # With the weight first nothing is turned round before the product.
     return (weight @ rows.T).T.reshape(*values.shape[:-1], -1)
+
+
+def rows(values: Array, at: Any) -> Array:
+    """The rows at places that are known to be there."""
+    return values.at[at].get(mode="promise_in_bounds")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from esper.tamiyo.graph import NODE_FEATURES, RUN_FEATURES, ModelGraph
+from esper.tamiyo.graph import NODE_FEATURES, RUN_FEATURES, ModelGraph, list_seeds
 from esper.tamiyo.policy._choice import Choice, Kind, best, log_prob
 from esper.tamiyo.policy._effects import Effects, Estimate
 from esper.tamiyo.policy._familiar import SUMMARY, Familiar, distances
@@ -59,7 +59,8 @@ class LoadedPolicy:
 
     def decide(self, graph: ModelGraph) -> Advice:
         """What to do with one network."""
-        return self.decide_many(jax.tree.map(lambda leaf: np.asarray(leaf)[None], graph))[0]
+        one = list_seeds(jax.tree.map(np.asarray, graph))
+        return self.decide_many(jax.tree.map(lambda leaf: leaf[None], one))[0]
 
     def decide_many(self, graphs: ModelGraph) -> list[Advice]:
         """What to do with networks of one bucket, in one batched forward.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from esper.tamiyo.graph import Edges
-from esper.tamiyo.policy._linear import mapped, parameters_of
+from esper.tamiyo.policy._linear import mapped, parameters_of, rows
 
 _SLOPE = 0.2
 _LEAST = -1e30
@@ -88,13 +88,13 @@ class GraphAttention(eqx.Module):
         total = jnp.sum(weights, axis=1)
         # Slot by slot, so that what is gathered is nowhere kept.
         messages = sum(
-            self._spread(weight) * _rows(v, senders)
+            self._spread(weight) * rows(v, senders)
             for weight, senders in zip(weights.transpose(1, 2, 0), edges.slots, strict=True)
         )
         if listed is not None:
             weight = jnp.exp(listed - _at(most, edges.receivers)).T
             total += _gathered(jax.ops.segment_sum, weight, edges, len(x)).T
-            more = self._spread(weight) * _rows(v, edges.senders)
+            more = self._spread(weight) * rows(v, edges.senders)
             messages += _gathered(jax.ops.segment_sum, more, edges, len(x))
         return messages * self._spread((1.0 / jnp.where(total > 0, total, 1.0)).T) + own + self.bias
 
@@ -108,10 +108,6 @@ class GraphAttention(eqx.Module):
         return jax.lax.broadcast_in_dim(by_head, shape, (0, 1)).reshape(len(by_head), -1)
 
 
-def _rows(nodes: jax.Array, rows: Any) -> jax.Array:
-    return nodes.at[rows].get(mode="promise_in_bounds")
-
-
 def _columns(nodes: jax.Array, columns: Any) -> jax.Array:
     return nodes.at[:, columns].get(mode="promise_in_bounds")
 
@@ -122,6 +118,20 @@ def _at(nodes: jax.Array, columns: Any) -> jax.Array:
 
 def _gathered(how: Callable[..., jax.Array], values: jax.Array, edges: Edges, n: int) -> jax.Array:
     return how(values, edges.receivers, n, indices_are_sorted=True)
+
+
+def _normalised(norm: eqx.nn.LayerNorm, h: Float[Array, "nodes width"]) -> jax.Array:
+    """Each row by itself, as the layer does.
+
+    The variance is the mean square less the square of the mean, as Flax computes it too: both
+    means are products with one vector, and nothing has to wait for the other.
+    """
+    assert norm.weight is not None
+    assert norm.bias is not None
+    each = jnp.full((h.shape[1], 1), 1.0 / h.shape[1], jnp.float32)
+    mean, square = h @ each, (h * h) @ each
+    variance = jnp.maximum(square - mean * mean, 0.0)
+    return (h - mean) * jax.lax.rsqrt(variance + norm.eps) * norm.weight + norm.bias
 
 
 class MessagePassing(eqx.Module):
@@ -172,5 +182,5 @@ class MessagePassing(eqx.Module):
             bias = bias + of_shared @ shared
         h = mapped(weight, jnp.where(there, nodes, 0.0)) + bias
         for norm, own in zip(self.norms, self.rounds, strict=True):
-            h = h + jax.nn.relu(own(jax.vmap(norm)(h), edges))
+            h = h + jax.nn.relu(own(_normalised(norm, h), edges))
         return jnp.where(there, h, 0.0)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from esper.tamiyo.graph import KERNEL, NODE, RUN, SEED, ModelGraph
+from esper.tamiyo.graph import KERNEL, NODE, RUN, SEED, Held, ModelGraph
 from esper.tamiyo.policy._choice import ALPHAS, Kind, Logits, masked
-from esper.tamiyo.policy._linear import mapped, parameters_of
+from esper.tamiyo.policy._linear import mapped, parameters_of, rows
 from esper.tamiyo.policy._message_passing import MessagePassing
 
 _PLACED = len(Kind) - 1
@@ -27,8 +27,16 @@ class Embedded(NamedTuple):
 
     whole: Float[Array, " width"]
     nodes: Float[Array, "nodes width"]
-    seeds: Float[Array, "nodes seeds width"]
+    seeds: Float[Array, "*seeds width"]
+    """By node, or in a list, as the graph's are."""
     kernels: Float[Array, "kernels width"]
+    held: Held | None
+
+    def seed(self, node: Any, seed: Any) -> Float[Array, " width"]:
+        """What is known of one seed."""
+        if self.held is None:
+            return self.seeds[node, seed]
+        return self.seeds[jnp.asarray(self.held.at)[node, seed]]
 
 
 @jax.custom_vjp
@@ -80,17 +88,22 @@ class Policy(eqx.Module):
         there = jnp.asarray(graph.edges.there)[:, None]
         run = jax.nn.relu(self.of_run(graph.run))
         weight, bias = parameters_of(self.of_seed)
+        weight = jnp.pad(weight, ((0, 0), (0, graph.seeds.shape[-1] - SEED)))
         seeds = jax.nn.relu(mapped(weight, graph.seeds) + bias)
         # Sums over seeds tell how many there are; sizes of sums are bounded by norms that follow.
         # Seed by seed, they are within what reads them, and nowhere kept.
-        each = [seeds[:, seed] for seed in range(seeds.shape[1])]
+        held = graph.held
+        if held is None:
+            each = [seeds[:, seed] for seed in range(seeds.shape[1])]
+        else:
+            each = [rows(seeds, held.at[:, seed]) for seed in range(held.at.shape[1])]
         mean = sum(each[1:], each[0]) / len(each)
         h = self.passing(jnp.concatenate([graph.nodes, mean], axis=1), graph.edges, run)
         count = jnp.maximum(jnp.sum(there.astype(jnp.float32)), 1.0)
         mean = jnp.sum(h, axis=0) / count  # nodes that only fill up are 0
         whole = jax.nn.relu(self.whole(jnp.concatenate([run, mean, _greatest(h, there)])))
         kernels = jnp.tanh(jax.vmap(self.of_kernel)(graph.kernels))
-        return Embedded(whole, h, seeds, kernels)
+        return Embedded(whole, h, seeds, kernels, held)
 
     def heads(self, graph: ModelGraph, embedded: Embedded) -> tuple[Logits, Float[Array, ""]]:
         """Logits, masked by what is legal, and the value.
@@ -98,7 +111,7 @@ class Policy(eqx.Module):
         What is linear in the nodes is put together before it is multiplied with them: there are
         more of them than of anything else.
         """
-        whole, h, seeds, kernels = embedded
+        whole, h, seeds, kernels, held = embedded
         scale = self.width**-0.5
         # Of a site: (q · h) / sqrt(width) + W h + b.
         queries = self.site_query(whole).reshape(_PLACED, self.width)
@@ -113,8 +126,11 @@ class Policy(eqx.Module):
         first, last = (parameters_of(layer) for layer in self.seed.layers)
         of_seed, of_node = jnp.split(first[0], 2, axis=1)
         around = mapped(of_node, h) + (of_node @ whole + first[1])
-        hidden = jax.nn.relu(mapped(of_seed, seeds) + around[:, None])
-        by_seed = mapped(last[0], hidden) + last[1]
+        near = around[:, None] if held is None else rows(around, held.node)
+        by_seed = mapped(last[0], jax.nn.relu(mapped(of_seed, seeds) + near)) + last[1]
+        if held is not None:
+            # Of those that hold nothing something else than without a list, and all of it masked.
+            by_seed = rows(by_seed, held.at)
         logits = Logits(
             self.kind(whole),
             site,

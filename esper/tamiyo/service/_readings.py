@@ -6,7 +6,17 @@ import numpy as np
 
 from esper.errors import InputError
 from esper.tamiyo._offers import LEAST_OFFERS
-from esper.tamiyo.graph import KERNEL, KINDS, PAST, Edges, Node, Readings, Topology, bucket
+from esper.tamiyo.graph import (
+    FOLLOWED,
+    KERNEL,
+    KINDS,
+    PAST,
+    Edges,
+    Node,
+    Readings,
+    Topology,
+    bucket,
+)
 from esper.tamiyo.graph import pad_topology as padded
 from esper.tamiyo.service._advisor import News
 from esper.tamiyo.service._report import Report, numbers
@@ -75,6 +85,7 @@ def readings_of(news: News, nodes: int) -> Readings:
         grows=fill(np.array(data.grows, np.bool_)),
         gradient_norm=fill(numbers(data.gradient_norm)),
         weight_norm=fill(numbers(data.weight_norm)),
+        follows=unknown(numbers(data.follows).reshape(-1, len(FOLLOWED))),
         stage=fill(np.asarray(seeds.stage)),
         alpha=fill(np.asarray(seeds.alpha)),
         health=unknown(np.asarray(seeds.health)),
