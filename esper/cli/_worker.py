@@ -113,7 +113,7 @@ def _library(
 
     def told(_: str, error: Exception, missed: int) -> None:
         if missed == 1:
-            say(err, "yellow", f"{error} It is waited for.")
+            say(err, "yellow", f"the library is away, and waited for: {error}")
 
     return Patience(told)("opening", lambda: library_at(place, settings), math.inf if wait else 0.0)
 
@@ -127,7 +127,7 @@ def _bus(url: str | None) -> "WorkerBus | None":
     except InputError:
         raise
     except (EsperError, OSError) as error:
-        say(err, "yellow", f"{error} The worker goes on without the bus until it is there.")
+        say(err, "yellow", f"the worker goes on without the bus until it is there: {error}")
         return LateBus(lambda: cast("Broker", bus_at(url)))
 
 

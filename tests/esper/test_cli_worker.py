@@ -119,6 +119,10 @@ def test_a_worker_goes_on_without_a_bus_that_is_away(tmp_path):
         status, said = ended(process, tmp_path)
     assert status == 0
     assert "1 compiled, 0 failed" in said
+    told = (
+        f"the worker goes on without the bus until it is there: the Redis server 127.0.0.1:{port}"
+    )
+    assert told in errors_of(tmp_path)
     assert library.blueprint(first).state is BlueprintState.VALIDATED
 
 
@@ -143,6 +147,22 @@ def test_what_is_asked_wrongly_is_refused(tmp_path, monkeypatch, options, messag
         options = [port if option == "PORT" else option for option in options]
         done = esper_here("worker", "--once", *options, check=2)
     assert re.search(message, " ".join(done.output.split())), done.output
+
+
+def test_a_database_that_is_away_is_waited_for_until_ctrl_c(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    place = f"postgresql://esper:hush@127.0.0.1:{port}/esper"
+    monkeypatch.setitem(ENVIRONMENT, "ESPER_LIBRARY__DATABASE", place)
+    monkeypatch.setitem(ENVIRONMENT, "ESPER_LIBRARY__BLOBS", str(tmp_path / "files"))
+    with worker(tmp_path) as process:
+        told = f"esper: the library is away, and waited for: .* port {port} failed"
+        until(lambda: re.search(told, errors_of(tmp_path)), process, tmp_path)
+        process.send_signal(signal.SIGINT)
+        status, _ = ended(process, tmp_path)
+    assert status == 130
+    assert "esper: interrupted" in errors_of(tmp_path)
+    assert "hush" not in errors_of(tmp_path)
 
 
 def test_a_service_that_is_away_is_told_of(tmp_path, monkeypatch):

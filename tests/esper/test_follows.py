@@ -96,20 +96,21 @@ def test_the_gym_measures_what_a_probe_of_its_network_has():
     growing, data, shape = state.growing, state.episode.data, state.episode.shape
     trained, world = growing.trained, env.world
 
-    def loss_of(bias):
-        host = {**trained.host, "layers.0": {**trained.host["layers.0"], "bias": bias}}
-        logits, _ = world.forward(
-            host, trained.kernels, growing.code, growing.seeds, data.x[:1], shape.depth
-        )
-        return -jax.nn.log_softmax(logits)[0, data.y[0]]
-
     # What is added to the bias is added to what the layer gives, of one example alone.
-    gradients = []
-    for x, y in zip(data.x, data.y, strict=True):
-        data = data._replace(x=x[None], y=y[None])
-        gradients.append(jax.grad(loss_of)(trained.host["layers.0"]["bias"]))
+    @jax.jit
+    @jax.vmap
+    def gradient(x, y):
+        def loss_of(bias):
+            host = {**trained.host, "layers.0": {**trained.host["layers.0"], "bias": bias}}
+            logits, _ = world.forward(
+                host, trained.kernels, growing.code, growing.seeds, x[None], shape.depth
+            )
+            return -jax.nn.log_softmax(logits)[0, y]
+
+        return jax.grad(loss_of)(trained.host["layers.0"]["bias"])
+
     found = np.asarray(state.readings.follows)
-    by_hand = follows(state.episode.data.x, jnp.stack(gradients), jnp)
+    by_hand = follows(data.x, gradient(data.x, data.y), jnp)
     assert difference(found[0], np.asarray(by_hand)).within
     assert np.isnan(found[env.depth :]).all()
     assert np.isfinite(np.asarray(step.graph.nodes)).all()
