@@ -1,6 +1,6 @@
 """Bring the studies' tables and plots into `docs/studies.md`, from their results files.
 
-A study without results, or with those of a `--quick` run, stays "not run yet".
+Of a study without results, or with those of a `--quick` run, the page goes on to say what it said.
 
     python -m experiments.studies.docs [runs/studies] [--page docs/studies.md]
 """
@@ -23,7 +23,9 @@ _PLACE = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL
 
 
 def fill(page: Path, folder: Path) -> list[str]:
-    """Fill every marked place of a page, and copy plots into the folder of the page's own name.
+    """Fill the marked places of a page, and copy plots into the folder of the page's own name.
+
+    A place of a study without results keeps what it has, as studies are run one at a time.
 
     Returns:
         The studies that were filled in.
@@ -47,7 +49,7 @@ def fill(page: Path, folder: Path) -> list[str]:
         )
 
     def filled(place: re.Match[str]) -> str:
-        body = found[place[2]][0] if place[2] in found else NOT_RUN
+        body = found[place[2]][0] if place[2] in found else place[3].strip() or NOT_RUN
         return f"{place[1]}\n{body}\n\n{place[4]}"
 
     plots = page.with_suffix("")

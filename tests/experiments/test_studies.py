@@ -160,6 +160,8 @@ def test_the_page_has_a_place_for_every_study():
     for name in STUDIES:
         assert f"<!-- results: {name} -->" in page
         assert f"python -m experiments.studies.{name}" in page
+        assert f"![The results of {name}](studies/{name}.svg)" in page
+    assert docs.NOT_RUN not in page
 
 
 def test_the_page_is_filled_from_results_and_not_from_quick_ones(tmp_path, capsys):
@@ -181,6 +183,9 @@ def test_the_page_is_filled_from_results_and_not_from_quick_ones(tmp_path, capsy
         assert "Not run yet." not in text
         assert text.count("page/small.svg") == 1
     assert (tmp_path / "page" / "small.svg").exists()
+    # Where the results are not, what was brought in before stays.
+    assert docs.main([str(runs), "--page", str(page)]) == 0
+    assert page.read_text() == text
     capsys.readouterr()
 
 
