@@ -199,7 +199,8 @@ def _request(job: "CompileJob", tags: list[str], priority: int) -> "BlueprintReq
 def _bus(url: str | None) -> "Broker | Exception | None":
     """The bus, or why it is away, which is told once there is something to announce."""
     try:
-        return bus_at(url)
+        # Whom it would wake asks by himself within seconds.
+        return bus_at(url, opening_seconds=1.0)
     except InputError:
         raise
     except (EsperError, OSError) as error:

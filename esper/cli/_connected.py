@@ -155,8 +155,11 @@ def token_for(place: str, settings: "Settings | None") -> str | None:
     return _value(settings.library.token)
 
 
-def bus_at(url: str | None) -> "Broker | None":
+def bus_at(url: str | None, *, opening_seconds: float | None = None) -> "Broker | None":
     """The bus of that address, if any.
+
+    Args:
+        opening_seconds: for how long a server that is away is asked.
 
     Raises:
         InputError: where it is none.
@@ -166,7 +169,7 @@ def bus_at(url: str | None) -> "Broker | None":
         return None
     from esper.oona import open_broker
 
-    return open_broker(url)
+    return open_broker(url, opening_seconds=opening_seconds)
 
 
 def _value(secret: "SecretStr | None") -> str | None:

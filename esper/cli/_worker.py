@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from esper.urza import KernelLibrary
 
 _BACKENDS = ("jax", "torch")
+_OPENING = 1.0
+"""Seconds for which a bus that is away is asked: it is asked again and again, beside the work."""
 
 
 def worker(
@@ -123,12 +125,12 @@ def _bus(url: str | None) -> "WorkerBus | None":
     from esper.tezzeret.service import LateBus
 
     try:
-        return bus_at(url)
+        return bus_at(url, opening_seconds=_OPENING)
     except InputError:
         raise
     except (EsperError, OSError) as error:
         say(err, "yellow", f"the worker goes on without the bus until it is there: {error}")
-        return LateBus(lambda: cast("Broker", bus_at(url)))
+        return LateBus(lambda: cast("Broker", bus_at(url, opening_seconds=_OPENING)))
 
 
 class _Ended:

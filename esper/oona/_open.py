@@ -11,7 +11,7 @@ from esper.oona._broker import Broker
 _SERVERS = ("redis", "rediss", "unix")
 
 
-def open_broker(url: str, **options: Any) -> Broker:
+def open_broker(url: str, *, opening_seconds: float | None = None, **options: Any) -> Broker:
     """Open the bus that a URL names.
 
     - `memory:` is in this process, and another one each time.
@@ -21,6 +21,7 @@ def open_broker(url: str, **options: Any) -> Broker:
       `unix://PATH`, is on a Redis server; it takes the extra `redis`.
 
     Args:
+        opening_seconds: for how long a server that is away is asked; 10 s by default.
         options: those of the broker: `MemoryBroker`, `SqliteBroker` or `RedisBroker`.
 
     Raises:
@@ -40,7 +41,7 @@ def open_broker(url: str, **options: Any) -> Broker:
         return SqliteBroker(_path(path), **{**_synchronous(url, query), **options})
     from esper.oona._redis import RedisBroker
 
-    return RedisBroker(url, **options)
+    return RedisBroker(url, opening_seconds=opening_seconds, **options)
 
 
 def check_bus_url(url: str) -> None:

@@ -32,6 +32,7 @@ class RedisBroker(StoredBroker):
         partitions: of each topic: how many consumers of a group can share it. 8 by default.
         timeout_seconds: how long one answer may take.
         patience_seconds: for how long a call is made again while the server cannot be reached.
+        opening_seconds: the same of opening the bus; `patience_seconds` by default.
         clock: seconds by which leases run out, the same for all clients; the server's by default.
 
     Raises:
@@ -51,17 +52,19 @@ class RedisBroker(StoredBroker):
         partitions: int | None = None,
         timeout_seconds: float = 5.0,
         patience_seconds: float = 10.0,
+        opening_seconds: float | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         check_limits(capacity, full, partitions)
-        if not timeout_seconds > 0.0 or not patience_seconds >= 0.0:
+        opening = patience_seconds if opening_seconds is None else opening_seconds
+        if not (timeout_seconds > 0.0 and patience_seconds >= 0.0 and opening >= 0.0):
             raise InputError(
-                "timeout_seconds is more than 0 and patience_seconds at least 0, got"
-                f" {timeout_seconds!r} and {patience_seconds!r}"
+                "timeout_seconds is more than 0, patience_seconds and opening_seconds at least 0,"
+                f" got {timeout_seconds!r}, {patience_seconds!r} and {opening!r}"
             )
         server = Server(url, name, timeout_seconds, patience_seconds)
         try:
-            there = server.open(partitions or PARTITIONS)
+            there = server.open(partitions or PARTITIONS, opening)
             check_partitions(f"the bus {name!r} on {server.where}", there, partitions)
         except BaseException:
             server.close()

@@ -110,13 +110,20 @@ class Server:
         bus = (self._name, self._partitions, SCHEMA_VERSION)
         return self._scripts[script](args=[*bus, *arguments])
 
-    def patiently(self, call: Callable[[], T], doubt: Callable[[], None] = lambda: None) -> T:
+    def patiently(
+        self,
+        call: Callable[[], T],
+        doubt: Callable[[], None] = lambda: None,
+        seconds: float | None = None,
+    ) -> T:
         """Call again, with pauses that differ, until the server answers; raises as `run`.
 
         Args:
             doubt: is called where it is not known whether a call was done.
+            seconds: for how long at most, if not for as long as this server's patience.
         """
-        until, pause = time.monotonic() + self._patience, _SHORTEST_PAUSE
+        seconds = self._patience if seconds is None else seconds
+        until, pause = time.monotonic() + seconds, _SHORTEST_PAUSE
         while True:
             try:
                 return call()
@@ -130,7 +137,7 @@ class Server:
                 if time.monotonic() + pause > until:
                     raise ServiceUnavailableError(
                         f"the Redis server {self.where} could not be reached for"
-                        f" {self._patience:g} s ({_first_line(error)}): see whether it runs, and"
+                        f" {seconds:g} s ({_first_line(error)}): see whether it runs, and"
                         " call again"
                     ) from error
             except NoPermissionError as error:
@@ -147,16 +154,20 @@ class Server:
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def open(self, partitions: int) -> int:
+    def open(self, partitions: int, seconds: float | None = None) -> int:
         """Find the bus, or begin it with so many partitions; how many it has.
+
+        Args:
+            seconds: for how long a server that is away is asked, if not as long as for calls.
 
         Raises:
             InputError: for a server that is too old.
             SchemaVersionError: for a bus that a newer version of Esper made.
         """
-        self.patiently(self._check_server)
+        self.patiently(self._check_server, seconds=seconds)
         self._partitions = partitions
-        there, version = map(int, self.run("open"))
+        opened = self.patiently(lambda: self.run_once("open"), seconds=seconds)
+        there, version = map(int, opened)
         if version != SCHEMA_VERSION:
             raise SchemaVersionError(
                 f"the bus {self._name!r} on {self.where} has schema version {version}, and this"

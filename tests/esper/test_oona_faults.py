@@ -595,6 +595,18 @@ def test_a_port_where_nobody_listens_is_said():
         port = probe.getsockname()[1]
         with pytest.raises(ServiceUnavailableError, match=f"127.0.0.1:{port} could not be reached"):
             RedisBroker(f"redis://127.0.0.1:{port}/0", patience_seconds=0.1)
+        # Who has something else to do waits for as long as is asked, whatever calls are given.
+        with pytest.raises(ServiceUnavailableError, match=r"could not be reached for 0\.05 s"):
+            open_broker(
+                f"redis://127.0.0.1:{port}/0", opening_seconds=0.05, patience_seconds=3600.0
+            )
+
+
+@pytest.mark.parametrize("name", ["timeout_seconds", "patience_seconds", "opening_seconds"])
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_waits_that_are_none_are_refused(name, seconds):
+    with pytest.raises(InputError, match=f"timeout_seconds is more than 0, .*got .*{seconds}"):
+        RedisBroker("redis://127.0.0.1:1/0", **{name: seconds})
 
 
 def test_the_broker_of_a_server_is_imported_by_those_who_use_it():
