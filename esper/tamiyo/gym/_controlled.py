@@ -1,6 +1,7 @@
 """Controllers in the gym: the very objects that decide in runs, shown what they are shown there."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -212,8 +213,8 @@ def _records(environment: Environment, state: State, row: int) -> list[KernelRec
             recipe="0" * 64,
             blueprint=offer.blueprint,
             signature=f"{inputs}->{width} float32",
-            birth=(blueprint := load_blueprint(offer.blueprint)).birth,
-            confidence=blueprint.confidence,
+            birth=_blueprint(offer.blueprint).birth,
+            confidence=_blueprint(offer.blueprint).confidence,
             init_seed=0,
             parameter_count=int(table.parameters[kernel][at]),
             flops=int(table.flops[kernel][at]),
@@ -221,6 +222,10 @@ def _records(environment: Environment, state: State, row: int) -> list[KernelRec
         )
         for kernel, offer in enumerate(table.offers)
     ]
+
+
+_blueprint = cache(load_blueprint)
+"""Asked for every kernel, layer and environment at each boundary."""
 
 
 def _no_probe(layer: int) -> Probe:
