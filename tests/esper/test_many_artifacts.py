@@ -16,7 +16,7 @@ from tests.esper.claims import claimed
 
 NAMES = ("low_rank", "gated", "highway", "feature_scale", "conv_identity", "squeeze_excite",
          "token_mixer", "temporal_conv", "parallel_adapter", "norm")  # fmt: skip
-EACH = depth(4, 100)
+EACH = depth(2, 100)
 
 
 def load_all(folder: Path) -> tuple[list[str], int]:

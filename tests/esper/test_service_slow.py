@@ -17,6 +17,7 @@ from esper.urza.service import Scope, ServiceOptions, TokenFile
 from esper.urza.service import serve as run_service
 from tests.esper.cache_kernels import variant
 from tests.esper.service_process import Serving
+from tests.esper.test_cli import esper, esper_here
 
 LIMITS = {
     "header_seconds": 0.5, "idle_seconds": 0.5, "slowest": 20_000, "keep_alive_seconds": 1.0,
@@ -298,60 +299,48 @@ def test_many_clients_at_once_all_get_their_answers(tmp_path, artifact):
         service.close()
 
 
-def _command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "esper.cli", *arguments],
-        capture_output=True, text=True, check=False, timeout=120,
-        env=os.environ | {"COLUMNS": "200"},
-    )  # fmt: skip
-
-
 def test_tokens_are_made_listed_and_revoked_on_the_command_line(tmp_path):
     file = tmp_path / "tokens.json"
     place = ["--token-file", str(file)]
-    made = _command("token", "make", "alice", "--scope", "write", "--days", "30", *place)
-    assert made.returncode == 0
+    made = esper("token", "make", "alice", "--scope", "write", "--days", "30", *place, check=0)
     secret = made.stdout.strip()
     token = TokenFile(file).find(secret)
     assert token is not None
     assert (token.name, token.scope) == ("alice", Scope.WRITE)
-    listed = _command("token", "list", *place)
+    listed = esper_here("token", "list", *place, check=0)
     assert "alice" in listed.stdout
-    assert secret not in listed.stdout + listed.stderr + made.stderr
-    assert _command("token", "revoke", "alice", *place).returncode == 0
+    assert secret not in listed.output + made.stderr
+    esper_here("token", "revoke", "alice", *place, check=0)
     assert TokenFile(file).find(secret) is None
-    again = _command("token", "revoke", "alice", *place)
-    assert again.returncode == 2
+    again = esper_here("token", "revoke", "alice", *place, check=2)
     assert "has no token 'alice'" in again.stderr
-    unknown = _command("token", "make", "bob", "--scope", "root", *place)
+    unknown = esper_here("token", "make", "bob", "--scope", "root", *place, check=2)
     assert "there is no scope 'root': expected one of read, write, admin" in unknown.stderr
 
 
 def test_what_it_cannot_be_started_with_is_said(tmp_path):
-    place = ["--library", str(tmp_path / "library")]
-    none = _command("serve", *place, "--port", "0")
-    assert none.returncode == 2
-    assert "nobody has a token, so nobody could ask" in none.stderr
-    assert "esper token make NAME --scope admin" in none.stderr
-    _command("token", "make", "admin", "--scope", "admin", *place)
+    def refused(*arguments: str) -> str:
+        done = esper_here("serve", "--library", tmp_path / "library", *arguments, check=2)
+        return " ".join(done.stderr.split())
+
+    none = refused("--port", "0")
+    assert "nobody has a token, so nobody could ask" in none
+    assert "esper token make NAME --scope admin" in none
+    place = ("--library", tmp_path / "library")
+    esper_here("token", "make", "admin", "--scope", "admin", *place, check=0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        refused = _command("serve", *place, "--port", port)
-    assert refused.returncode == 2
-    assert f"port {port} of 127.0.0.1 is in use" in refused.stderr
-    half = _command("serve", *place, "--database", "sqlite:///x")
-    assert "give both --database and --blobs" in half.stderr
-    files = _command("serve", *place, "--blobs", "s3://bucket/x")
-    assert "give both --database and --blobs" in files.stderr
+        assert f"port {port} of 127.0.0.1 is in use" in refused("--port", port)
+    assert "give both --database and --blobs" in refused("--database", "sqlite:///x")
+    assert "give both --database and --blobs" in refused("--blobs", "s3://bucket/x")
     missing = str(tmp_path / "nope.pem")
-    secure = _command("serve", *place, "--port", "0", "--certificate", missing, "--key", missing)
-    assert secure.returncode == 2
-    assert f"{missing} cannot be read: expected a PEM file" in secure.stderr
-    assert "takes both --certificate and --key" in _command("serve", *place, "--key", "x").stderr
+    secure = refused("--port", "0", "--certificate", missing, "--key", missing)
+    assert f"{missing} cannot be read: expected a PEM file" in secure
+    assert "takes both --certificate and --key" in refused("--key", "x")
     secret = "hunter2-hunter2"
-    away = _command(
+    away = esper(
         "serve", *place, "--database", f"postgresql://user:{secret}@127.0.0.1:1/none",
-        "--blobs", str(tmp_path / "blobs"),
+        "--blobs", tmp_path / "blobs",
     )  # fmt: skip
     assert away.returncode in (1, 2)
     assert secret not in away.stderr + away.stdout
