@@ -25,10 +25,11 @@ for _name in (
 ):
     os.environ.pop(_name, None)
 
-# Verdicts on kernels are remembered here, and not in the home of whoever runs the tests.
-_CACHE = os.environ.setdefault("ESPER_CACHE_DIR", tempfile.mkdtemp(prefix="esper-tests-"))
-if _CACHE.startswith(tempfile.gettempdir()):
-    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+# Verdicts on kernels are remembered here, and not in the home of whoever runs the tests. The folder
+# is removed by the process that made it, and not by workers, nor by tests that a test runs.
+if "ESPER_CACHE_DIR" not in os.environ:
+    os.environ["ESPER_CACHE_DIR"] = tempfile.mkdtemp(prefix="esper-tests-")
+    atexit.register(shutil.rmtree, os.environ["ESPER_CACHE_DIR"], ignore_errors=True)
 
 # Tests compile much and run it a few times: machine code that is not optimised takes half their
 # time. Laws that are exact to the bit are tried with the compiler as users have it too, by
