@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from esper.errors import InputError
 from esper.tamiyo.graph import Flow, Node, kind_of, make_topology
 from esper.tamiyo.graph.jax_flow import jax_flow
 from esper.tamiyo.graph.torch_flow import FlowRecorder
@@ -202,6 +203,11 @@ def test_a_model_of_unconnected_sites():
     topology = make_topology([Node("a", "linear", (), (), 0)], Flow((), frozenset()))
     assert topology.senders.shape == (0,)
     assert topology.depths.tolist() == [0]
+
+
+def test_a_model_without_sites_is_refused():
+    with pytest.raises(InputError, match=r"one site at least, .* has none: give one .* seeds"):
+        make_topology([], Flow((), frozenset()))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from esper.errors import InputError
+
 KINDS = ("linear", "convolution", "attention", "recurrent", "embedding", "norm", "other")
 """What a layer may be."""
 
@@ -76,8 +78,14 @@ def make_topology(nodes: Sequence[Node], flow: Flow) -> Topology:
     """The topology of a model whose sites are `nodes` by row.
 
     Raises:
+        InputError: for a model without sites, about which there is nothing to decide.
         ValueError: for a flow between rows that are not there.
     """
+    if not nodes:
+        raise InputError(
+            "a model graph needs one site at least, and this model has none: give one of its layers"
+            " seeds, as wrap does"
+        )
     rows = {row for edge in flow.edges for row in edge} | set(flow.order)
     if not rows <= set(range(len(nodes))):
         raise ValueError(
