@@ -16,6 +16,7 @@ from esper.tamiyo._controller import (
 )
 from esper.tamiyo._fixed import FixedController, Scheduled
 from esper.tamiyo._gradient_bottleneck import GradientBottleneckTrigger, gradient_scores
+from esper.tamiyo._guard import Guard
 from esper.tamiyo._held_out_gain import HeldOutGainTrigger
 from esper.tamiyo._heuristic import HeuristicController
 from esper.tamiyo._learned import Advice, Advisor, LearnedController
@@ -26,7 +27,7 @@ from esper.tamiyo._probe import Probe, probe_follows
 from esper.tamiyo._random import RandomController
 from esper.tamiyo._random_trigger import RandomTrigger
 from esper.tamiyo._recorder import ReadingsRecorder
-from esper.tamiyo._safety import RULES, Guard, Safety
+from esper.tamiyo._safety import RULES, Safety
 from esper.tamiyo._schedule_trigger import ScheduleTrigger
 from esper.tamiyo._trigger import Cue, Trigger
 from esper.tamiyo._verdict import Verdict, VerdictRule

@@ -16,7 +16,8 @@ from esper.contracts import HealthSignal, HealthSignalBatch, ModelReport
 from esper.errors import InputError
 from esper.tamiyo._check import require
 from esper.tamiyo._controller import Decision, Veto
-from esper.tamiyo._safety import Guard, Safety
+from esper.tamiyo._guard import Guard
+from esper.tamiyo._safety import Safety
 from esper.tamiyo.service._advisor import Advisor, News
 from esper.tamiyo.service._collector import HealthCollector
 from esper.tamiyo.service._counts import Counts
