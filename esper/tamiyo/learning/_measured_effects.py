@@ -45,6 +45,9 @@ class Decisions(NamedTuple):
     """f32: rewards to the episode's end with the choice, less those without."""
     own: Any
     """bool: whether the policy would have made it, rather than chance."""
+    episode: Any
+    """i32: the episode it belongs to. Decisions of one share data, host and past, so those that
+    judge are of episodes that none was learned from."""
 
 
 def measure_effects(
@@ -109,7 +112,8 @@ class _Programs:
             draws = jax.random.split(key, episodes)
             choice = jax.vmap(_drawn)(logits, own, draws)
             acted = jax.vmap(environment.act)(state, choice)
-            return Decisions(graph, choice, to_end(acted, left) - to_end(state, left), own)
+            effect = to_end(acted, left) - to_end(state, left)
+            return Decisions(graph, choice, effect, own, jnp.arange(episodes))
 
         def follow(state: State, key: jax.Array) -> State:
             logits, _ = jax.vmap(policy)(graphs(state))
@@ -162,26 +166,27 @@ def learn_effects(
 ) -> Known:
     """Learn what choices bring, calibrate it, and hold it against decisions held out.
 
-    Of the decisions 60 % are learned from, 20 % calibrate, and 20 % judge.
+    The decisions of 60 % of the episodes are learned from, those of 20 % calibrate, and those of
+    20 % judge.
 
     Args:
         epochs: passes over the data.
         rate: of Adam.
 
     Raises:
-        InputError: for fewer than 50 decisions.
+        InputError: for fewer than 50 decisions, or of fewer than 5 episodes.
     """
     count = len(decisions.effect)
     if count < 50:
         raise InputError(f"effects are learned from 50 decisions or more, got {count}")
+    episodes = np.unique(decisions.episode)
+    if len(episodes) < 5:
+        raise InputError(
+            f"effects are learned from decisions of 5 episodes or more, so that some can be held"
+            f" out; these are of {len(episodes)}"
+        )
     order_key, made, draw = jax.random.split(key, 3)
-    order = np.asarray(jax.random.permutation(order_key, count))
-    first, second = int(0.6 * count), int(0.8 * count)
-
-    def part(rows: np.ndarray) -> Decisions:
-        return jax.tree.map(lambda own: own[rows], decisions)
-
-    parts = [part(order[:first]), part(order[first:second]), part(order[second:])]
+    parts = _by_episode(decisions, episodes, order_key)
     embed = jax.jit(jax.vmap(policy.embed))
     embedded = [embed(own.graph) for own in parts]
     effects = make_effects(made, policy.width, method=method)
@@ -206,6 +211,14 @@ def learn_effects(
         float(np.corrcoef(np.asarray(judged.effect), parts[2].effect)[0, 1]),
         losses,
     )
+
+
+def _by_episode(decisions: Decisions, episodes: np.ndarray, key: jax.Array) -> list[Decisions]:
+    """Three parts, of 60, 20 and 20 % of the episodes as drawn; an episode is in one alone."""
+    order = episodes[np.asarray(jax.random.permutation(key, len(episodes)))]
+    shares = np.split(order, [int(0.6 * len(order)), int(0.8 * len(order))])
+    members = [np.isin(decisions.episode, share) for share in shares]
+    return [jax.tree.map(lambda own, rows=rows: own[rows], decisions) for rows in members]
 
 
 def _fitted(
