@@ -31,6 +31,7 @@ COUNT = 8
 reset = jax.jit(jax.vmap(ENV.reset))
 step = jax.jit(jax.vmap(ENV.step))
 act = jax.jit(jax.vmap(ENV.act))
+advance = jax.jit(jax.vmap(lambda state: ENV.advance(state)[0]))
 STATES, GRAPHS = reset(jax.random.split(jax.random.key(0), COUNT))
 HELD = int(SeedLifecycleState.ACTIVE)
 
@@ -64,6 +65,21 @@ def test_who_waits_earns_exactly_nothing_and_its_twin_is_itself():
         np.testing.assert_array_equal(found.reward, 0.0)
     assert found.done.all()
     np.testing.assert_array_equal(found.info["returned"], 0.0)
+
+
+def test_what_failed_is_emptied_also_where_nothing_is_chosen():
+    grafted, _ = step(STATES, chosen(Kind.GRAFT))
+    seeds = grafted.growing.seeds
+    failed = int(SeedLifecycleState.ERROR_RECOVERY)
+    stage = jnp.where(seeds.stage == HELD, failed, seeds.stage).astype(seeds.stage.dtype)
+    assert (stage == failed).any()
+    broken = grafted._replace(
+        growing=grafted.growing._replace(seeds=dataclasses.replace(seeds, stage=stage))
+    )
+    left = advance(broken)
+    leaves_equal(left, advance(act(broken, WAIT)))
+    assert not (np.asarray(left.growing.seeds.stage) == failed).any()
+    np.testing.assert_array_equal(left.faults, broken.faults)
 
 
 def test_the_twin_trains_as_the_network_does():

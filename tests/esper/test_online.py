@@ -26,6 +26,7 @@ from esper.tamiyo.learning import (
     choice_kl,
 )
 from esper.tamiyo.learning._experienced import Experienced, experienced
+from esper.tamiyo.learning._online_bucket import _DOUBTED, Bucket
 from esper.tamiyo.policy import (
     SUMMARY,
     Choice,
@@ -100,6 +101,12 @@ def graph_of(experience):
 @eqx.filter_jit
 def logits_of(policy, graph):
     return policy(graph)[0]
+
+
+def played_transition():
+    found = experienced(came())
+    assert isinstance(found, Experienced)
+    return found.transition
 
 
 def probability(loaded, choice, graph):
@@ -240,6 +247,21 @@ def test_an_update_is_begun_only_where_there_is_the_time(first):
     learner.update([], 1.5)
     assert learner.counts.updates == done
     assert learner.counts.put_off == 1
+
+
+def test_a_single_measurement_is_not_believed_for_ever():
+    bucket = Bucket(played_transition(), SETTINGS, 0)
+    bucket.took(0.2)
+    for _ in range(_DOUBTED - 1):
+        bucket.put_off()
+    assert bucket.seconds == 0.2
+    bucket.put_off()
+    assert bucket.seconds == 0.0
+    # Of several the longest goes at once.
+    bucket.took(0.2)
+    bucket.took(0.01)
+    bucket.put_off()
+    assert bucket.seconds == 0.01
 
 
 def test_it_stays_near_the_policy_that_it_began_with(first):

@@ -309,6 +309,29 @@ def test_a_model_of_which_nothing_is_heard_is_forgotten():
     assert own.models == 0
 
 
+@pytest.mark.parametrize("after", [1.0, 20.0], ids=["looked_after", "forgotten"])
+def test_a_model_that_was_silent_for_long_is_under_the_same_rules(after):
+    safety = Safety(max_adaptations=1, interval_steps=10_000)
+    own, _ = tamiyo(GRAFT, safety=safety, forget_seconds=10.0)
+    own.report("m", report())
+    assert own.decide(0.0)[0].decisions == (GRAFT,)
+    own.decide(after)
+    own.report("m", report(20))
+    (advice,) = own.decide(after + 1.0)
+    assert [veto.rule for veto in advice.vetoes] == ["rate"]
+    own.report("m", report(20, count=4))
+    assert own.decide(after + 2.0)[0].decisions == (GRAFT,), "another network of that name"
+
+
+def test_of_models_that_come_no_more_not_all_are_remembered():
+    own, _ = tamiyo(forget_seconds=1.0, most_models=2)
+    for index in range(20):
+        own.report(f"m{index}", report())
+        own.decide(2.0 * index)
+    assert own.counts.forgotten == 19
+    assert list(own._guards) == [f"m{index}" for index in range(11, 19)]
+
+
 def test_one_model_more_than_are_looked_after_is_refused():
     own, _ = tamiyo(most_models=2)
     own.report("a", report())
@@ -427,6 +450,74 @@ def test_nothing_is_learned_from_what_was_not_done_or_not_measured():
     assert (counts.unmeasured, counts.experiences, counts.lost_experiences) == (2, 1, 0)
     quiet.report("m", report(50))
     assert counts.lost_experiences == 1
+
+
+def grown(step, *places):
+    stage = [[0, 0] for _ in range(3)]
+    for layer, seed in places:
+        stage[layer][seed] = ACTIVE
+    return report(step, stage=tuple(map(tuple, stage)))
+
+
+def test_what_a_run_does_a_boundary_later_is_credited_there():
+    # It reports, and then does what it was asked for at the boundary before.
+    own, advisor = tamiyo(GRAFT, learn=True, learner=Notes())
+    for step, places in ((10, ()), (20, ()), (30, [(1, 0)]), (40, [(1, 0)])):
+        own.report("m", grown(step, *places))
+        own.decide(float(step))
+        advisor.decisions = ()
+    assert (own.counts.not_done, own.counts.unasked) == (1, 0)
+    found = [(each.before.data.step, each.decisions) for each in own._experiences]
+    assert found == [(20, (GRAFT,)), (30, ())]
+
+
+def test_what_nobody_asked_for_teaches_nothing():
+    own, _ = tamiyo(learn=True, learner=Notes())
+    own.report("m", grown(10))
+    own.decide(0.0)
+    # The run's own guard, or its user, did it.
+    own.report("m", grown(20, (1, 0)))
+    own.decide(1.0)
+    assert (own.counts.unasked, own.counts.experiences) == (1, 0)
+    # What fails by itself is what came of waiting.
+    own.report("m", report(30, stage=placed(FAILED, (1, 0), 0)))
+    assert (own.counts.unasked, own.counts.experiences) == (1, 1)
+    assert own._experiences[0].decisions == ()
+
+
+def test_what_was_asked_for_long_ago_is_not_credited():
+    own, advisor = tamiyo(GRAFT, learn=True, learner=Notes())
+    for step, places in ((10, ()), (20, ()), (30, ()), (40, [(1, 0)])):
+        own.report("m", grown(step, *places))
+        own.decide(float(step))
+        advisor.decisions = ()
+    assert own.counts.unasked == 1
+    assert [each.before.data.step for each in own._experiences] == [20]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("unload", 1, 0), "asks for what is a Decision; it asked for a tuple"),
+        (None, "asks for what is a Decision; it asked for a NoneType"),
+        (Decision("unload", 1, 0, ""), "action of a decision is an Action; .* 'unload', a str"),
+        (Decision(Action.UNLOAD, 1.0, 0, ""), "layer of a decision is a whole number; .* 1.0"),
+        (Decision(Action.RETARGET, 1, 0, "", alpha="1"), "alpha of a decision is a number"),
+        (Decision(Action.RETARGET, 1, 0, "", confidence=None), "confidence of a decision is a"),
+    ],
+    ids=str,
+)
+def test_what_is_no_decision_costs_its_own_model_and_no_other(wrong, message):
+    class Errs:
+        def advise(self, news):
+            return [[wrong] if own.model == "odd" else [GRAFT] for own in news]
+
+    own = Tamiyo(Errs())
+    for model in ("odd", "even"):
+        own.report(model, report())
+    found = {advice.model: advice.decisions for advice in own.decide(0.0)}
+    assert found == {"odd": (), "even": (GRAFT,)}
+    assert re.search(message, own.counts.last_error), own.counts.last_error
 
 
 def test_a_learner_that_fails_is_counted():

@@ -131,6 +131,40 @@ def test_each_report_is_answered_by_one_message(asked):
     assert scene.turn() == []
 
 
+def test_what_is_put_off_is_heard_again_by_who_comes_after():
+    class Later:
+        ready = False
+
+        def advise(self, news):
+            return [() if self.ready or own.model == "run-2" else None for own in news]
+
+    advisor = Later()
+    scene = Scene(advisor=advisor)
+    scene.broker.publish([reported(), reported(model="run-2")])
+    assert [message.key for message in scene.turn()] == ["run-2"]
+    assert scene.broker.statistics().group(GROUP, REPORTS).pending == 1
+    scene.service = scene.make()
+    advisor.ready = True
+    assert [message.key for message in scene.turn()] == ["run-1"]
+    assert scene.settled()
+
+
+def test_of_an_answer_that_is_larger_than_a_message_the_first_half_is_told():
+    class Talks:
+        def advise(self, news):
+            wordy = [Decision(Action.UNLOAD, layer, 0, "x" * 500_000) for layer in range(3)]
+            return [wordy if own.model == "run-1" else () for own in news]
+
+    scene = Scene(advisor=Talks())
+    scene.broker.publish([reported(), reported(model="run-2")])
+    found = {message.key: payload_of(message) for message in scene.turn()}
+    assert found["run-1"].layer == 0
+    assert found["run-2"].items() == []
+    assert scene.service.traffic.unwritable == 2
+    assert scene.service.healthy
+    assert scene.settled()
+
+
 def test_in_shadow_a_report_is_not_answered_where_nothing_is_asked_for():
     scene = Scene(shadow=True)
     scene.broker.publish([reported()])
@@ -230,7 +264,7 @@ def test_health_of_a_model_that_never_reported_is_kept_and_then_forgotten(scene)
     assert scene.turn() == []
     assert len(scene.service.tamiyo.collector) == 3
     assert health_of(scene.service)["held"] == 3
-    scene.clock.advance(1_000.0)
+    scene.clock.advance(7 * 3_600.0)
     scene.turn()
     assert len(scene.service.tamiyo.collector) == 0
     assert scene.service.tamiyo.collector.outcomes.forgotten == 3

@@ -126,6 +126,32 @@ def test_models_of_a_new_size_wait_for_their_program_and_no_others_do(advisor):
     assert aside.advise([own]) == advisor.advise([own])
 
 
+def test_who_decides_compiles_nothing_however_many_act(advisor):
+    small = [own for own in models() if own.report.shape[0] == 3]
+    # Of a structure that no program was compiled for.
+    fresh = make_policy(jax.random.key(5), width=4, rounds=1, heads=2)
+    waits, acts = (
+        eqx.tree_at(
+            lambda own: (own.kind.weight, own.kind.bias),
+            fresh,
+            (fresh.kind.weight * 0.0, fresh.kind.bias.at[0].set(bias)),
+        )
+        for bias in (1e4, -1e4)
+    )
+    loaded = dataclasses.replace(
+        advisor.policy, policy=waits, effects=make_effects(jax.random.key(6), 4, members=2)
+    )
+    aside = PolicyAdvisor(loaded, compile_aside=True)
+    assert aside.advise(small) == [None] * 4
+    (program,) = aside._programs.values()
+    program.result()
+    with count_compilations() as count:
+        assert aside.advise(small) == [[]] * 4
+        aside.exchange(dataclasses.replace(loaded, policy=acts))
+        assert all(aside.advise(small))
+    assert count() == 0
+
+
 def test_what_it_asks_for_is_legal(advisor):
     for own in models():
         stage = own.report.stage

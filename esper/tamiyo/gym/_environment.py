@@ -228,11 +228,7 @@ class Environment:
         slot = at_node * self.seeds + seed
         slots = jnp.arange(seeds.stage.size, dtype=jnp.int32).reshape(seeds.shape)
         words: Any = jnp.asarray(self.world.table.id_words)[kernel]
-        # What has failed is emptied, as controllers do.
-        seeds = transition(
-            seeds, seeds.stage == int(SeedLifecycleState.ERROR_RECOVERY),
-            SeedLifecycleState.DORMANT, step=now,
-        ).state  # fmt: skip
+        seeds = _emptied(seeds, now)
         for where, stage in (
             (grafts, SeedLifecycleState.LOADING),
             (grafts, SeedLifecycleState.ACTIVE),
@@ -283,10 +279,18 @@ class Environment:
         )
 
     def advance(self, state: State) -> tuple[State, Reward, dict[str, Any]]:
-        """Train to the next boundary, and measure."""
+        """Train to the next boundary, and measure.
+
+        Seeds that have failed are emptied first, as by `act`: it may not have been called.
+        """
         world, episode = self.world, state.episode
         data, shape, rate, key = episode.data, episode.shape, episode.rate, episode.key
         first = state.boundary * self.steps
+        seeds = _emptied(state.growing.seeds, first)
+        empty = seeds.stage == int(SeedLifecycleState.DORMANT)
+        state = state._replace(
+            growing=state.growing._replace(seeds=seeds), row=jnp.where(empty, -1, state.row)
+        )
         growing, losses, gradient = world.train(state.growing, data, shape, rate, key, first)
         twin, moments, twin_losses = world.train_host(
             state.twin, state.twin_moments, data, shape, rate, key, first
@@ -350,6 +354,12 @@ class Environment:
             "returned": after.returned,
         }
         return after._replace(readings=readings), reward, info
+
+
+def _emptied(seeds: SeedState, now: Any) -> SeedState:
+    """Without what has failed, as controllers leave it."""
+    failed = seeds.stage == int(SeedLifecycleState.ERROR_RECOVERY)
+    return transition(seeds, failed, SeedLifecycleState.DORMANT, step=now).state
 
 
 def _ramp(seeds: SeedState, where: Any, target: float, span: int, now: Any) -> SeedState:

@@ -10,6 +10,9 @@ from esper.tamiyo.learning._online_settings import OnlineSettings
 from esper.tamiyo.learning._replay import ReplayStore, Transition
 
 _MEASURED = 8
+_DOUBTED = 600
+"""Times that updates are put off for a single measurement, before it counts no more: at ten turns
+a second an update that takes too long is made once a minute, and no more often."""
 
 
 class Bucket:
@@ -41,6 +44,8 @@ class Bucket:
         self.tried = False
         """Whether one was since this was made: its program is there then."""
         self._seconds: deque[float] = deque(maxlen=_MEASURED)
+        self._doubts = 0
+        """Times that updates were put off for the only measurement."""
 
     @property
     def due(self) -> int:
@@ -57,15 +62,19 @@ class Bucket:
 
     def took(self, seconds: float) -> None:
         """An update took so long."""
+        self._doubts = 0
         self._seconds.append(seconds)
 
     def put_off(self) -> None:
         """There was too little time for an update: the longest of the last counts no more.
 
-        Others may have shared the machine. In the end it is the shortest that counts.
+        Others may have shared the machine. In the end it is the shortest that counts, and that for
+        a while: it may have been the only one.
         """
-        if len(self._seconds) > 1:
+        self._doubts += len(self._seconds) == 1
+        if len(self._seconds) > 1 or self._doubts >= _DOUBTED:
             self._seconds.remove(self.seconds)
+            self._doubts = 0
 
     def add(self, transition: Transition) -> None:
         """Keep one."""

@@ -82,6 +82,11 @@ class LoadedPolicy:
             for i, own in enumerate(reasons)
         ]
 
+    def compile(self, graphs: ModelGraph) -> None:
+        """Compile all that advice about as many graphs of this shape may take."""
+        asked = _forward(self.policy, self.effects, self.familiar, graphs)
+        _parts(self.policy, graphs, jax.tree.map(np.asarray, asked.choice))
+
     def _advice(self, found: "_Asked", reasons: tuple[tuple[str, float], ...]) -> Advice:
         wanted = Choice(*(int(own) for own in found.choice))
         waits = wanted.kind == Kind.WAIT

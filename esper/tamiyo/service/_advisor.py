@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from esper.tamiyo._controller import Decision, Observation
+from esper.errors import InputError
+from esper.tamiyo._controller import Action, Decision, Observation
 from esper.tamiyo.service._report import Report, observation_of, seeds_now
 from esper_functional import SeedState
 
@@ -52,3 +53,31 @@ class Advisor(Protocol):
             anything yet, and is to be asked again.
         """
         ...
+
+
+def check_decision(decision: Any) -> None:
+    """Refuse what is no decision, so that an advisor's mistake goes no further than its model.
+
+    Raises:
+        InputError: for another type, or a field of another one.
+    """
+    if not isinstance(decision, Decision):
+        raise InputError(
+            f"an advisor asks for what is a Decision; it asked for a {type(decision).__name__}"
+        )
+    for name, kind, wanted in (
+        ("action", Action, "an Action"),
+        ("layer", int | np.integer, "a whole number"),
+        ("seed", int | np.integer, "a whole number"),
+        ("reason", str, "a text"),
+        ("kernel_id", str, "a text"),
+        ("alpha", float | int | np.number, "a number"),
+        ("confidence", float | int | np.number, "a number"),
+        ("uncertainty", float | int | np.number | None, "a number, or None"),
+    ):
+        value: Any = getattr(decision, name)
+        if not isinstance(value, kind):
+            raise InputError(
+                f"{name} of a decision is {wanted}; an advisor gave {value!r:.80}, a"
+                f" {type(value).__name__}"
+            )

@@ -31,6 +31,8 @@ class Counts:
     """That waited for the learner for too long."""
     not_done: int = 0
     """Boundaries that nothing is learned from, since what was asked for was not done."""
+    unasked: int = 0
+    """The same, since the run changed seeds that nobody had asked it to."""
     unmeasured: int = 0
     """Boundaries that nothing is learned from, since a loss is not known."""
     failures: dict[str, int] = dataclasses.field(default_factory=dict)

@@ -4,7 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from esper.tamiyo._controller import Action, Decision
+from esper.tamiyo._places import Place
 from esper.tamiyo.service._counts import LearningCounts
 from esper.tamiyo.service._report import Report
 from esper_functional import SeedLifecycleState
@@ -25,7 +28,7 @@ class Experience(NamedTuple):
     model: str
     before: Report
     decisions: tuple[Decision, ...]
-    """What was done; empty where nothing was asked for."""
+    """What was done, asked for at this boundary or at the one before; empty where nothing was."""
     after: Report
     """The next one."""
     reward: float
@@ -51,6 +54,21 @@ class Learner(Protocol):
 def was_done(decision: Decision, after: Report) -> bool:
     """Whether the report after a decision shows it. A run may have rules of its own."""
     return after.stage[decision.layer, decision.seed] in _SHOWN[decision.action]
+
+
+def is_seen(decision: Decision, before: Report, after: Report) -> bool:
+    """Whether a change between two reports is what a decision asked for."""
+    place = decision.layer, decision.seed
+    return place in changed_places(before, after) and was_done(decision, after)
+
+
+def changed_places(before: Report, after: Report) -> set[Place]:
+    """Seeds whose stage changed as it does not by itself: loading ends, and kernels fail."""
+    by_itself = (after.stage == SeedLifecycleState.ERROR_RECOVERY) | (
+        (before.stage == SeedLifecycleState.LOADING) & (after.stage == SeedLifecycleState.ACTIVE)
+    )
+    found = np.argwhere((before.stage != after.stage) & ~by_itself)
+    return {(int(layer), int(seed)) for layer, seed in found}
 
 
 def measured_reward(before: Report, after: Report, *, price: float = 0.0) -> float | None:

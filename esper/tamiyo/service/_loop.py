@@ -221,7 +221,7 @@ class TamiyoService:
     def _take(self, delivery: Delivery) -> None:
         """Look at a message; what it does not hold is a dead letter, and no reason to stop."""
         message, traffic = delivery.message, self.traffic
-        model = message.key or message.sender_id
+        model = _model_of(message)
         try:
             payload = payload_of(message)
         except SchemaVersionError as error:
@@ -255,23 +255,33 @@ class TamiyoService:
         for decision in advice.decisions:
             try:
                 item = AdaptationDecision(step=advice.step, **_fields(decision))
-                self._message(advice, item).to_bytes()
+                self._message(advice, [item]).to_bytes()
             except (ValueError, InputError) as error:
-                self.traffic.unwritable += 1
-                _log.warning("a decision cannot be told: %s", error, extra={"model": advice.model})
+                self._unwritable(advice, 1, error)
                 continue
             items.append(item)
+        # Each by itself is a message, and all of them may be more than one holds.
+        while len(items) > 1:
+            try:
+                self._message(advice, items).to_bytes()
+                break
+            except InputError as error:
+                kept = len(items) // 2
+                self._unwritable(advice, len(items) - kept, error)
+                items = items[:kept]
         if not items and (advice.shadow or not advice.answers):
             return
-        payload = items[0] if len(items) == 1 else AdaptationDecisionBatch.of(items)
-        self._unsent.append(self._message(advice, payload))
+        self._unsent.append(self._message(advice, items))
         while len(self._unsent) > _MOST_UNSENT:
             self._unsent.popleft()
             self.traffic.unsent += 1
 
-    def _message(
-        self, advice: Advice, payload: AdaptationDecision | AdaptationDecisionBatch
-    ) -> OonaMessage:
+    def _unwritable(self, advice: Advice, count: int, error: Exception) -> None:
+        self.traffic.unwritable += count
+        _log.warning("a decision cannot be told: %s", error, extra={"model": advice.model})
+
+    def _message(self, advice: Advice, items: list[AdaptationDecision]) -> OonaMessage:
+        payload = items[0] if len(items) == 1 else AdaptationDecisionBatch.of(items)
         return OonaMessage(
             topic=self._topic,
             key=advice.model,
@@ -281,7 +291,10 @@ class TamiyoService:
         )
 
     def _send(self) -> None:
-        """Publish what was decided; then what led to it is settled."""
+        """Publish what was decided; then what led to it is settled.
+
+        What was put off is not: whoever comes after this service is to hear it.
+        """
         if self._clock() < self._again:
             return
         if self._unsent:
@@ -293,9 +306,10 @@ class TamiyoService:
             self.traffic.published += len(self._unsent)
             self._unsent.clear()
             self._back()
-        held, self._held = self._held, []
-        if held and not self._settle(lambda consumer: consumer.acknowledge(held)):
-            self._held = held
+        later = self.tamiyo.postponed
+        held = [own for own in self._held if _model_of(own.message) not in later]
+        if not held or self._settle(lambda consumer: consumer.acknowledge(held)):
+            self._held = [own for own in self._held if _model_of(own.message) in later]
         while self._useless:
             delivery, reason = self._useless[0]
             if not self._settle(lambda own, it=[delivery], why=reason: own.reject(it, why)):
@@ -332,6 +346,10 @@ class TamiyoService:
         if self._consumer is not None:
             with suppress(EsperError, OSError):
                 self._consumer.close()
+
+
+def _model_of(message: OonaMessage) -> str:
+    return message.key or message.sender_id
 
 
 def _fields(decision: Any) -> dict[str, Any]:

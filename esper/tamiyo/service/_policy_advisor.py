@@ -12,7 +12,7 @@ import numpy as np
 from esper.tamiyo._controller import Action, Decision, Worth
 from esper.tamiyo._places import resets
 from esper.tamiyo.graph import Edges, ModelGraph, Readings, model_graph
-from esper.tamiyo.policy import ALPHAS, Advice, Choice, Kind, LoadedPolicy, explain
+from esper.tamiyo.policy import ALPHAS, Advice, Kind, LoadedPolicy
 from esper.tamiyo.service._advisor import News
 from esper.tamiyo.service._readings import edges_of, readings_of
 
@@ -86,17 +86,9 @@ class PolicyAdvisor:
             return True
         key = shape, _count(group)
         if key not in self._programs:
-            self._programs[key] = self._thread.submit(_compile, self.policy, list(group))
+            self._programs[key] = self._thread.submit(self.policy.compile, _stacked(group))
         # One that failed says why where it is used.
         return self._programs[key].done()
-
-
-def _compile(policy: LoadedPolicy, group: Sequence[tuple[int, Readings, Edges]]) -> None:
-    """Have all programs that advice about a group may take."""
-    graphs = _stacked(group)
-    policy.decide_many(graphs)
-    one = jax.tree.map(lambda leaf: leaf[0], graphs)
-    explain(policy.policy, one, Choice(Kind.UNLOAD, 0, 0, 0, 0))
 
 
 def _count(group: Sequence[Any]) -> int:

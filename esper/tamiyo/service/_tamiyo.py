@@ -17,12 +17,23 @@ from esper.errors import InputError
 from esper.tamiyo._check import require
 from esper.tamiyo._controller import Decision, Veto
 from esper.tamiyo._guard import Guard
+from esper.tamiyo._places import Place
 from esper.tamiyo._safety import Safety
-from esper.tamiyo.service._advisor import Advisor, News
+from esper.tamiyo.service._advisor import Advisor, News, check_decision
 from esper.tamiyo.service._collector import HealthCollector
 from esper.tamiyo.service._counts import Counts
-from esper.tamiyo.service._experience import Experience, Learner, measured_reward, was_done
+from esper.tamiyo.service._experience import (
+    Experience,
+    Learner,
+    changed_places,
+    is_seen,
+    measured_reward,
+    was_done,
+)
 from esper.tamiyo.service._report import Report
+
+_GUARDS = 4
+"""Guards of forgotten models that are remembered, over the models that are looked after."""
 
 _log = logging.getLogger("esper.tamiyo.service")
 
@@ -53,8 +64,10 @@ class _Model:
         self.trace_id = ""
         self.fresh = False
         """Whether its newest report was not advised upon yet."""
-        self.asked: dict[tuple[int, int], Decision] = {}
+        self.asked: dict[Place, Decision] = {}
         """What was asked for since its newest report, by place."""
+        self.late: tuple[Decision, ...] = ()
+        """What was asked for before that, and was not done when it reported."""
 
 
 class Tamiyo:
@@ -76,7 +89,8 @@ class Tamiyo:
         reports: of each model that the advisor is shown, from 1.
         most_models: that are looked after at once, from 1.
         most_experiences: that wait for the learner; the oldest go.
-        forget_seconds: after which a model of which nothing was heard is forgotten.
+        forget_seconds: after which a model of which nothing was heard is forgotten, but for what
+            its guard remembers; longer than a run takes from one boundary to the next.
 
     Raises:
         InputError: for values out of range, learning without a learner, or in shadow.
@@ -95,7 +109,7 @@ class Tamiyo:
         reports: int = 4,
         most_models: int = 1_024,
         most_experiences: int = 4_096,
-        forget_seconds: float = 600.0,
+        forget_seconds: float = 6 * 3_600.0,
     ) -> None:
         require("reports of Tamiyo", reports, 1, whole=True)
         require("most_models of Tamiyo", most_models, 1, whole=True)
@@ -126,7 +140,10 @@ class Tamiyo:
         """When a model was last heard of, by the time of the decision after that."""
         self._new: set[str] = set()
         """Those heard of since the last decision."""
+        self._postponed: frozenset[str] = frozenset()
         self._experiences: deque[Experience] = deque(maxlen=most_experiences)
+        self._guards: dict[str, tuple[Report, dict[str, Any]]] = {}
+        """What the guards of forgotten models remember; the oldest first."""
         self.counts = Counts()
 
     @property
@@ -138,6 +155,11 @@ class Tamiyo:
     def models(self) -> int:
         """Models that have reported, and are not forgotten."""
         return len(self._models)
+
+    @property
+    def postponed(self) -> frozenset[str]:
+        """Models about which the advisor could not say anything at the last decision, yet."""
+        return self._postponed
 
     @property
     def shadow(self) -> bool:
@@ -181,7 +203,12 @@ class Tamiyo:
             own = None
         if own is None:
             own = self._models[model] = _Model(self._safety, self._reports)
-        if self._learner is not None and own.reports and not own.fresh:
+            network, guard = self._guards.pop(model, (None, None))
+            if network is not None and guard is not None and _same(network, found):
+                own.guard.restore(guard)
+        if own.fresh:
+            own.late = ()
+        elif self._learner is not None and own.reports:
             self._learn_from(model, own, found)
         while own.reports and own.reports[0].data.step >= report.step:
             own.reports.popleft()
@@ -205,18 +232,21 @@ class Tamiyo:
         names = [
             name for name, own in self._models.items() if own.fresh or name in pressing
         ]  # fmt: skip
+        self._postponed = frozenset()
         if not names:
             return []
         health = self._collector.drain(names)
         news = [self._news(name, health[name]) for name in names]
         self.counts.advised += len(news)
-        found: list[Advice] = []
+        found, later = list[Advice](), set[str]()
         for own, asked in zip(news, self._advice(news), strict=True):
             if asked is None:
                 self._collector.give_back(own.health)
                 self.counts.postponed += 1
+                later.add(own.model)
             else:
                 found.append(self._reviewed(own, asked))
+        self._postponed = frozenset(later)
         return found
 
     def learn(self, seconds: float) -> None:
@@ -260,6 +290,9 @@ class Tamiyo:
                 f"an advisor answers for each model: it was asked about {len(news)} and answered"
                 f" for {len(found)}"
             )
+        for own in found:
+            for decision in own or ():
+                check_decision(decision)
         return found
 
     def _reviewed(self, news: News, asked: Sequence[Decision]) -> Advice:
@@ -296,11 +329,21 @@ class Tamiyo:
         )
 
     def _learn_from(self, name: str, model: _Model, after: Report) -> None:
-        before, decisions = model.reports[0], tuple(model.asked.values())
+        before, asked = model.reports[0], tuple(model.asked.values())
+        late, model.late = model.late, ()
         if after.data.step <= before.data.step:
             return
-        if not all(was_done(decision, after) for decision in decisions):
+        # A run that does not wait for answers does what was asked for a boundary later.
+        model.late = tuple(own for own in asked if not was_done(own, after))
+        decisions = (
+            *(own for own in late if is_seen(own, before, after)),
+            *(own for own in asked if own not in model.late),
+        )
+        if not decisions and model.late:
             self.counts.not_done += 1
+            return
+        if changed_places(before, after) - {(own.layer, own.seed) for own in decisions}:
+            self.counts.unasked += 1
             return
         reward = measured_reward(before, after, price=self._price)
         if reward is None:
@@ -327,7 +370,11 @@ class Tamiyo:
         silent = [name for name, at in self._heard.items() if now - at > self._forget_seconds]
         for name in silent:
             del self._heard[name]
-            self._models.pop(name, None)
+            own = self._models.pop(name, None)
+            if own is not None and own.reports:
+                self._guards[name] = own.reports[0], own.guard.state()
+            while len(self._guards) > _GUARDS * self._most_models:
+                del self._guards[next(iter(self._guards))]
             self._collector.forget(name)
             self.counts.forgotten += 1
 
