@@ -24,7 +24,9 @@ from esper.tamiyo.learning._losses import (
 )
 from esper.tamiyo.learning._measured_effects import (
     Decisions,
+    JudgedEffects,
     Known,
+    judge_effects,
     learn_effects,
     measure_effects,
 )
@@ -60,6 +62,7 @@ __all__ = [
     "Fitted",
     "Health",
     "Judged",
+    "JudgedEffects",
     "Known",
     "Learner",
     "LearningSettings",
@@ -90,6 +93,7 @@ __all__ = [
     "fine_tune_offline",
     "gae",
     "judge",
+    "judge_effects",
     "learn_effects",
     "make",
     "measure_effects",

@@ -200,16 +200,42 @@ def learn_effects(
     effects = eqx.tree_at(
         lambda own: (own.slope, own.shift), effects, (jnp.float32(slope), jnp.float32(shift))
     )
-    judged = eqx.filter_jit(eqx.filter_vmap(effects))(embedded[2], parts[2].choice)
+    judged = judge_effects(policy, effects, parts[2])
     sums = [np.asarray(jax.vmap(summary)(own.graph)) for own in parts]
     return Known(
         effects,
         learn_familiar(sums[0], sums[1]),
-        float(np.max(np.asarray(judged.epistemic))),
-        reliability(np.asarray(judged.probability), true[2]),
+        judged.max_epistemic,
+        judged.curve,
         reliability(said[2], true[2]),
-        float(np.corrcoef(np.asarray(judged.effect), parts[2].effect)[0, 1]),
+        judged.correlation,
         losses,
+    )
+
+
+class JudgedEffects(NamedTuple):
+    """What was said of decisions, held against what was measured."""
+
+    curve: Reliability
+    """Of the probability that an effect is above 0."""
+    correlation: float
+    """Between effects estimated and measured."""
+    max_epistemic: float
+    """The furthest that estimates of one of them are apart."""
+
+
+def judge_effects(policy: Policy, effects: Effects, decisions: Decisions) -> JudgedEffects:
+    """Hold what a policy says of effects against decisions that nothing was learned from.
+
+    Args:
+        decisions: of `measure_effects`, with a key that is not that of the ones learned from.
+    """
+    embedded = jax.jit(jax.vmap(policy.embed))(decisions.graph)
+    said = eqx.filter_jit(eqx.filter_vmap(effects))(embedded, decisions.choice)
+    return JudgedEffects(
+        reliability(np.asarray(said.probability), decisions.effect > 0.0),
+        float(np.corrcoef(np.asarray(said.effect), decisions.effect)[0, 1]),
+        float(np.max(np.asarray(said.epistemic))),
     )
 
 
