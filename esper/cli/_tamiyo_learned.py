@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +40,9 @@ def train(
         recipe = _recipe(learning, seed=seed, iterations=iterations, method=method, quick=quick)
         if not where.parent.is_dir():
             raise InputError(f"--out names a file in {where.parent}, which is no folder: make it")
+        if where.is_dir() or not os.access(where.parent, os.W_OK):
+            wrong = "is a folder" if where.is_dir() else f"cannot be written in {where.parent}"
+            raise InputError(f"--out names a file, and {where} {wrong}: name another one")
         try:
             loaded = learning.make(recipe, folder, told=_told)
         except KeyboardInterrupt as error:

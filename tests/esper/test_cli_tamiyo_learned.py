@@ -58,6 +58,7 @@ def test_it_is_held_against_others_and_explained(trained):
     ("arguments", "told"),
     [
         (("train", "--out", "no/own.safetensors"), "names a file in no, which is no folder"),
+        (("train", "--out", "."), "names a file, and . is a folder: name another one"),
         (("train", "--out", "x.safetensors", "--method", "guess"), "ensemble or dropout, got"),
         (("evaluate", "--policy", "none.safetensors"), "there is no policy none.safetensors"),
         (("explain", "--policy", "none.safetensors"), "there is no policy none.safetensors"),

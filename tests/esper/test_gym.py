@@ -334,6 +334,10 @@ def test_a_controller_that_probes_is_refused():
         ({"widths": (9,)}, "widths of an environment must be .* at most 8, got 9"),
         ({"widths": ()}, "needs at least one of `widths`"),
         ({"validation": 12}, "a multiple of 8 as `validation`; got .* and 12"),
+        ({"rates": (0.0, 0.01)}, r"finite and above 0, such as .*; got \(0.0, 0.01\)"),
+        ({"rates": (0.02,)}, "rates of an environment are the least and the greatest"),
+        ({"rates": (0.1, float("inf"))}, "rates of an environment"),
+        ({"rates": (0.1, 0.01)}, "rates of an environment"),
         ({"steps": 0}, "steps of an environment must be a whole number of at least 1, got 0"),
     ],
 )

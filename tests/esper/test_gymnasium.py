@@ -56,7 +56,28 @@ def test_steps_before_a_reset_and_a_missing_package_are_told(own, monkeypatch):
         gymnasium_env(ENV)
 
 
-def test_many_at_once_are_the_functional_environments_and_begin_anew_together():
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ([1, 0, 0, -1, 0], "the kernel of an action is from 0 to 0, and -1 was given"),
+        ([1, 99, 0, 0, 0], "the node of an action is from 0 to .*, and 99 was given"),
+        ([4, 0, 0, 0, 77], "the alpha of an action is from 0 to 4, and 77 was given"),
+        ([9, 0, 0, 0, 0], "the kind of an action is from 0 to 4, and 9 was given"),
+        ([1, 0, 0, 0], r"whole numbers of the shape \(5,\), .*; got int64 of the shape \(4,\)"),
+        ([1.5, 0, 0, 0, 0], "; got float64 of the shape"),
+    ],
+    ids=str,
+)
+def test_actions_that_are_not_in_the_space_are_refused_and_change_nothing(own, action, message):
+    own.reset(seed=1)
+    with pytest.raises(InputError, match=message):
+        own.step(np.array(action))
+    assert not own.action_space.contains(np.array(action)) or np.array(action).dtype.kind == "f"
+    _, reward, *_ = own.step(np.zeros(5, np.int64))
+    assert reward == 0.0
+
+
+def test_many_at_once_are_the_functional_environments_and_begin_anew_together(own):
     pytest.importorskip("gymnasium", reason="the extra 'gym' is not installed")
     from gymnasium.vector import AutoresetMode
 
@@ -78,7 +99,20 @@ def test_many_at_once_are_the_functional_environments_and_begin_anew_together():
         np.testing.assert_allclose(seen["run"], expected.graph.run, atol=1e-5)
         assert many.observation_space.contains(seen)
         assert not truncated.any()
-        assert ("final_obs" in info) == (boundary == ENV.boundaries - 1)
+        ended = boundary == ENV.boundaries - 1
+        assert ("final_obs" in info) == ended
+        np.testing.assert_allclose(info["loss"], expected.info["loss"], atol=1e-5)
+        assert info["_loss"].all()
+        if ended:
+            # One observation for each, as Gymnasium's own have them.
+            assert info["final_obs"].shape == (3,)
+            assert all(own.observation_space.contains(last) for last in info["final_obs"])
+            assert not np.array_equal(info["final_obs"][0]["run"], seen["run"][0])
+            np.testing.assert_array_equal(info["final_info"]["loss"], info["loss"])
+    with pytest.raises(InputError, match=r"kernel of an action is from 0 to 0, and 2 was given"):
+        many.step(np.array([[0, 0, 0, 0, 0], [1, 0, 0, 2, 0], [0, 0, 0, 0, 0]]))
+    with pytest.raises(InputError, match=r"of the shape \(3, 5\), each a kind, .*the shape \(5,\)"):
+        many.step(np.zeros(5, np.int64))
     with pytest.raises(InputError, match="count of environments"):
         gymnasium_vector_env(ENV, 0)
     with pytest.raises(InputError, match=r"call reset\(\) before step\(\)"):

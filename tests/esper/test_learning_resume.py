@@ -49,6 +49,23 @@ def test_a_run_that_is_killed_goes_on_to_the_same(tmp_path, whole):
     assert checkpoint_steps(tmp_path / "checkpoints") == [ITERATIONS - 2, ITERATIONS]
 
 
+def test_two_trainings_at_once_in_one_folder_are_refused(tmp_path, whole):
+    refused = []
+
+    def told(row):
+        with pytest.raises(InputError, match="another one keeps its own there; stop it first") as e:
+            learn(tmp_path)
+        refused.append(e)
+
+    same(learn(tmp_path, told=told), tmp_path, whole)
+    assert len(refused) == ITERATIONS
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(InputError, match="a training cannot be kept in .*file: .*name another"):
+        learn(file)
+    assert file.read_text() == "mine"
+
+
 def test_a_folder_holds_the_rows(whole):
     _, expected = whole
     rows = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]

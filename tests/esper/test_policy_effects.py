@@ -1,5 +1,6 @@
 """Estimates of effects, what is familiar, and a policy as a file."""
 
+import dataclasses
 import json
 import re
 
@@ -150,9 +151,15 @@ def test_advice_is_deterministic_and_of_many_as_of_each():
         assert len(one.reasons) == 3
 
 
+def filled(tree, value):
+    dynamic, static = eqx.partition(tree, eqx.is_inexact_array)
+    return eqx.combine(jax.tree.map(lambda own: jnp.full_like(own, value), dynamic), static)
+
+
 def test_it_waits_and_says_so_where_it_does_not_know():
     graph = GRAPHS[0]
-    sure = eager().decide(graph)
+    sure_policy = eager()
+    sure = sure_policy.decide(graph)
     assert sure.remark == ""
     assert sure.choice == sure.wanted
     for thresholds, told in [
@@ -163,6 +170,17 @@ def test_it_waits_and_says_so_where_it_does_not_know():
         assert unsure.choice.kind == Kind.WAIT
         assert unsure.wanted == sure.wanted
         assert re.search(told, unsure.remark)
+    # Comparisons with what is no number are false, whichever way they are asked.
+    no_number = np.float32("nan")
+    for wrong in (
+        dataclasses.replace(sure_policy, effects=filled(sure_policy.effects, no_number)),
+        dataclasses.replace(
+            sure_policy, familiar=sure_policy.familiar._replace(threshold=no_number)
+        ),
+    ):
+        lost = wrong.decide(graph)
+        assert (lost.choice.kind, lost.wanted) == (Kind.WAIT, sure.wanted)
+        assert "nan" in lost.remark
     nodes = np.array(graph.nodes)
     nodes[:5, 1] = 8.0
     strange = eager().decide(graph._replace(nodes=nodes))
@@ -212,6 +230,19 @@ CHANGES = {
     "is damaged: .* has the shape": lambda _, arrays: arrays.update(
         {sorted(arrays)[0]: np.zeros((2, 2, 2), np.float32)}
     ),
+    "is damaged: .* holds what is no finite number": lambda _, arrays: arrays.update(
+        {name: np.full_like(own, np.nan) for name, own in arrays.items()}
+    ),
+    "its schema_version is None, and expected is": lambda about, _: about.pop("schema_version"),
+    "is damaged: policy: Field required": lambda about, _: about.pop("policy"),
+    r"policy.width: .* valid integer \(got 'eight'": lambda about, _: about["policy"].update(
+        width="eight"
+    ),
+    r"min_confidence: .* valid number \(got '0.5'": lambda about, _: about.update(
+        min_confidence="0.5"
+    ),
+    "features: .* valid dictionary": lambda about, _: about.update(features=["node"]),
+    "is damaged: .*3 heads": lambda about, _: about["policy"].update(heads=3),
 }
 
 

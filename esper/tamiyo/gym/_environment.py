@@ -7,6 +7,7 @@ which nothing is ever grafted; rewards are what was earned beyond it.
 """
 
 import dataclasses
+import math
 from functools import cached_property
 from typing import Any
 
@@ -100,6 +101,12 @@ class Environment:
         for name in ("seeds", "boundaries", "steps", "ramp", "batch", "examples"):
             require(f"{name} of an environment", getattr(self, name), 1, whole=True)
         require("octaves of an environment", self.octaves, 0, 40)
+        low, high = self.rates if len(self.rates) == 2 else (math.nan, math.nan)
+        if not (0.0 < low <= high < math.inf):
+            raise InputError(
+                "learning rates of an environment are the least and the greatest, finite and above"
+                f" 0, such as (0.005, 0.05); got {self.rates!r}"
+            )
         if not self.widths or self.validation % PARTS or self.validation < PARTS:
             raise InputError(
                 "an environment needs at least one of `widths`, and a multiple of"

@@ -27,7 +27,8 @@ def gymnasium_env(environment: Environment) -> "gymnasium.Env[dict[str, np.ndarr
     environment's boundaries.
 
     Raises:
-        InputError: where Gymnasium is not installed.
+        InputError: where Gymnasium is not installed; of `step`, for an action that is not in the
+            space.
     """
     _require_gymnasium()
     import gymnasium
@@ -67,7 +68,7 @@ def gymnasium_env(environment: Environment) -> "gymnasium.Env[dict[str, np.ndarr
                     f"the episode ended after its {environment.boundaries} steps: call reset()"
                     " before the next step()"
                 )
-            choice = Choice(*(jnp.asarray(own, jnp.int32) for own in action))
+            choice = Choice(*jnp.asarray(_whole(action, actions.nvec, (5,)), jnp.int32))
             changed = act(self._state, choice)
             illegal = float(changed.illegal - self._state.illegal)
             after, reward, info = advance(changed)
@@ -92,7 +93,8 @@ def gymnasium_vector_env(
 
     Observations and actions are those of `gymnasium_env`, stacked. Episodes begin and end together,
     and the next ones begin in the step in which they end (`AutoresetMode.SAME_STEP`): the
-    observations are then of the new ones, and `final_obs` and `final_info` of those that ended.
+    observations are then of the new ones. Of those that ended, `final_obs` has one observation for
+    each, in an array of objects, and `final_info` is stacked, as of Gymnasium's own.
 
     Args:
         count: environments, from 1.
@@ -147,14 +149,17 @@ def gymnasium_vector_env(
             """Do what was chosen, train, measure."""
             if self._state is None:
                 raise InputError("no episode was begun: call reset() before step()")
-            choices = Choice(*jnp.asarray(actions, jnp.int32).T)
+            chosen = _whole(actions, self.single_action_space.nvec, (count, 5))
+            choices = Choice(*jnp.asarray(chosen, jnp.int32).T)
             state, graphs, rewards, info = step(self._state, choices)
             told = {name: np.asarray(own) for name, own in info.items()}
             done = np.asarray(state.boundary >= environment.boundaries)
-            found: dict[str, Any] = dict(told)
+            found: dict[str, Any] = {**told, **{f"_{name}": np.ones_like(done) for name in told}}
             if done.all():
-                found |= {"final_obs": _arrays(graphs), "_final_obs": done}
-                found |= {"final_info": told, "_final_info": done}
+                last, ended = _arrays(graphs), np.empty(count, object)
+                ended[:] = [{name: own[i] for name, own in last.items()} for i in range(count)]
+                found |= {"final_info": dict(found), "_final_info": done}
+                found |= {"final_obs": ended, "_final_obs": done}
                 state, graphs = reset(state.key)
             self._state = state
             return _arrays(graphs), np.asarray(rewards), done, np.zeros_like(done), found
@@ -200,6 +205,25 @@ def _observed(graph: ModelGraph) -> dict[str, Any]:
         **{name: getattr(edges, name) for name in ("slots", "slot_kinds", "taken", "there")},
         **legal._asdict(),
     }
+
+
+def _whole(actions: Any, sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Actions as they are, where they are in their space: jax would clamp indices, or wrap them."""
+    own = np.asarray(actions)
+    if own.shape != shape or own.dtype.kind not in "iu":
+        raise InputError(
+            f"actions are whole numbers of the shape {shape}, each a {', '.join(Choice._fields)};"
+            f" got {own.dtype} of the shape {own.shape}"
+        )
+    beyond = np.argwhere((own < 0) | (own >= sizes))
+    if len(beyond):
+        *_, part = place = tuple(beyond[0])
+        raise InputError(
+            f"the {Choice._fields[part]} of an action is from 0 to {sizes[part] - 1}, and"
+            f" {own[place]} was given: what a kind of action does not use is any of these, such as"
+            " 0"
+        )
+    return own
 
 
 def _arrays(graph: ModelGraph) -> dict[str, np.ndarray]:

@@ -1,7 +1,6 @@
 """A policy that learns while it decides, from what came of what it decided."""
 
 import dataclasses
-import fcntl
 import os
 import time
 from collections import deque
@@ -14,12 +13,12 @@ import equinox as eqx
 import numpy as np
 
 from esper.checkpoints import tree_digest
-from esper.errors import InputError
 from esper.tamiyo.learning._experienced import (
     Refusal,
     Shape,
     experienced,
 )
+from esper.tamiyo.learning._folder import made_own
 from esper.tamiyo.learning._online_bucket import Bucket, capacity_of
 from esper.tamiyo.learning._online_file import Known, Packed, packed, read_online, write_online
 from esper.tamiyo.learning._online_settings import OnlineSettings
@@ -87,7 +86,7 @@ class OnlineLearner:
         """Updates that were made when it was last written."""
         self._lock: int | None = None
         if folder is not None:
-            self._lock = _made_own(folder)
+            self._lock = made_own(folder, "what is learned", "another service that learns")
             if (folder / LEARNING).exists():
                 self.load(folder / LEARNING)
 
@@ -265,23 +264,3 @@ class OnlineLearner:
 def _write(folder: Path, everything: Packed, policy: LoadedPolicy) -> None:
     write_online(folder / LEARNING, everything)
     save_policy(folder / POLICY, policy)
-
-
-def _made_own(folder: Path) -> int:
-    """A folder that no other learner writes to while the descriptor is open."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(
-            f"what is learned cannot be kept in {folder}: {error}; name another folder"
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise InputError(
-            f"what is learned cannot be kept in {folder}: another service that learns keeps its own"
-            " there; stop it first, or name another folder"
-        ) from error
-    return descriptor

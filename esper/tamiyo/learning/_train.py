@@ -22,6 +22,7 @@ from esper.checkpoints._store import discard_checkpoint
 from esper.errors import InputError, Interrupted
 from esper.tamiyo.learning._choices import CHOICES
 from esper.tamiyo.learning._distribution import Distribution
+from esper.tamiyo.learning._folder import made_own
 from esper.tamiyo.learning._learner import Learner, LearningState
 from esper.tamiyo.learning._losses import Policy
 from esper.tamiyo.learning._rollout import EnvironmentLike
@@ -74,8 +75,8 @@ def train(
         stop: is asked before each iteration whether to save and stop.
 
     Raises:
-        InputError: for numbers below 1, and where the folder is of other settings, another
-            environment, policy or key.
+        InputError: for numbers below 1, where the folder is of other settings, another
+            environment, policy or key, and while another training is kept there.
         CheckpointError: where a checkpoint is damaged or could not be written, and where the
             metrics of iterations before it are missing.
         Interrupted: when asked to stop, with a checkpoint of that iteration where there is a
@@ -127,7 +128,8 @@ class _Kept:
     """A run's folder."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], kept: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        # As long as the process has it: two that write there would each lose what the other kept.
+        self._lock = made_own(folder, "a training", "another one")
         self.rows: list[dict[str, Any]] = []
         self._folder = folder
         self._identity = identity
@@ -202,3 +204,4 @@ class _Kept:
             self._writer.close()
             if self._file is not None:
                 self._file.close()
+            os.close(self._lock)

@@ -8,16 +8,18 @@ import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from esper._files import write_atomically
+from esper.contracts import explained
 from esper.errors import InputError
 from esper.tamiyo.graph import KERNEL_FEATURES, NODE_FEATURES, RUN_FEATURES, SEED_FEATURES
 from esper.tamiyo.policy._effects import make_effects
@@ -84,8 +86,7 @@ def load_policy(path: Path | None = None) -> LoadedPolicy:
         path = Path(str(files("esper.tamiyo.policy").joinpath(SHIPPED)))
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get("esper", "{}"))
-            _check(path, about)
+            about = _about(path, json.loads((file.metadata() or {}).get("esper", "{}")))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise InputError(
@@ -93,36 +94,76 @@ def load_policy(path: Path | None = None) -> LoadedPolicy:
         ) from error
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"the policy {path} is damaged or no policy: {error}") from error
-    filled = _filled(path, _blank(about["policy"], about["effects"]), arrays)
+    try:
+        blank = _blank(about.policy.model_dump(), about.effects.model_dump())
+    except (InputError, ValueError) as error:
+        raise InputError(f"the policy {path} is damaged: {error}") from error
+    filled = _filled(path, blank, arrays)
     return LoadedPolicy(
         policy=filled[0],
         effects=filled[1],
         familiar=filled[2],
-        max_epistemic=about["max_epistemic"],
-        min_confidence=about["min_confidence"],
-        card=about["card"],
+        max_epistemic=about.max_epistemic,
+        min_confidence=about.min_confidence,
+        card=about.card,
     )
 
 
-def _check(path: Path, about: Mapping[str, Any]) -> None:
-    if about.get("kind") != _KIND:
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Network(_Strict):
+    width: int = Field(ge=1)
+    rounds: int = Field(ge=0)
+    heads: int = Field(ge=1)
+
+
+class _Estimates(_Strict):
+    method: Literal["ensemble", "dropout"]
+    members: int = Field(ge=1)
+
+
+class _About(_Strict):
+    """What a file says of itself, of this schema."""
+
+    features: dict[str, list[str]]
+    policy: _Network
+    effects: _Estimates
+    max_epistemic: float = Field(ge=0.0)
+    min_confidence: float = Field(ge=0.0, le=1.0)
+    card: dict[str, Any]
+
+
+def _about(path: Path, about: Any) -> _About:
+    if not isinstance(about, dict) or about.get("kind") != _KIND:
         raise InputError(
             f"{path} is no policy of Esper's: expected a file that `esper tamiyo train` wrote"
         )
-    version = about["schema_version"]
+    version = about.get("schema_version")
+    if not isinstance(version, int) or version < 1:
+        raise InputError(
+            f"the policy {path} is damaged: its schema_version is {version!r}, and expected is a"
+            " whole number from 1"
+        )
     if version > SCHEMA_VERSION:
         raise InputError(
             f"the policy {path} was written by a newer Esper, schema {version}; this one reads"
             f" up to {SCHEMA_VERSION}: update Esper, or train one with this"
         )
+    try:
+        read = _About.model_validate(about)
+    except ValidationError as error:
+        raise InputError(f"the policy {path} is damaged: {explained(error)}") from error
     for name, own in _FEATURES.items():
-        found = about["features"][name]
+        found = read.features.get(name, [])
         if found != list(own):
             differ = sorted(set(found) ^ set(own)) or ["their order"]
             raise InputError(
                 f"the policy {path} sees other {name} features than this Esper measures"
                 f" ({', '.join(differ)}): train one with this Esper"
             )
+    return read
 
 
 def _blank(policy: Mapping[str, Any], effects: Mapping[str, Any]) -> Any:
@@ -153,5 +194,7 @@ def _filled(path: Path, blank: Any, arrays: Mapping[str, np.ndarray]) -> Any:
                 f"the policy {path} is damaged: {name} has the shape {arrays[name].shape}, and"
                 f" expected is {tuple(leaf.shape)}"
             )
+        if not np.isfinite(arrays[name]).all():
+            raise InputError(f"the policy {path} is damaged: {name} holds what is no finite number")
     own = jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in names])
     return eqx.combine(own, static)

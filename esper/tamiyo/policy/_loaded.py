@@ -109,17 +109,18 @@ class LoadedPolicy:
         )
 
     def _against(self, distance: float, name: str, epistemic: float, confidence: float) -> str:
-        if distance > 1.0:
+        # Of what is no number none of these holds.
+        if not distance <= 1.0:
             return (
                 f"the network is unlike any that the policy was trained on: its {name} is"
                 f" {distance:.3g} times as far off as anything that was"
             )
-        if epistemic > self.max_epistemic:
+        if not epistemic <= self.max_epistemic:
             return (
                 f"the effect is not known: estimates are {epistemic:.3g} apart, and may be"
                 f" {self.max_epistemic:.3g}"
             )
-        if confidence < self.min_confidence:
+        if not confidence >= self.min_confidence:
             return (
                 f"the effect is likely not good: its probability to be is {confidence:.3g}, and"
                 f" must be {self.min_confidence:.3g}"
